@@ -1,0 +1,42 @@
+# `make demo` and `make test` do all the set-up that a fresh machine needs; a second run does not install again.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+# Programs that the shell line `#!/usr/bin/env -S python -m jobs` starts must be those of the environment.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: demo test check install constraints clean help
+
+help:
+	@echo "make demo   the main job on an embedded data set: a few minutes on 2 cores, no GPU needed"
+	@echo "make test   ruff, mypy and the whole test suite"
+
+demo: $(READY)
+	@$(BIN)/verydeep run jobs/demo.yaml
+
+test: check
+	@$(BIN)/python -m pytest
+
+check: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "verydeep needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV): some minutes, once."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+constraints:
+	@{ head -n 1 constraints.txt; \
+	   uv pip compile --universal --python-version 3.11 --extra dev --upgrade --no-header --no-annotate pyproject.toml; \
+	 } > constraints.new && mv constraints.new constraints.txt
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,70 @@
+"""The paper's tests (section 3.2): the net over whole images, scores averaged over space, probabilities over mirror
+images and scales."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cluster import checkpoint
+from cluster.metrics import Totals, label_ranks
+from cluster.vgg import STRIDE
+from cluster.world import World
+from pipelines.errors import TrainingError
+from pipelines.loader import Seat, WholeBatches, part
+from pipelines.shards import DataSet
+
+
+@dataclass(frozen=True)
+class Test:
+    """One net, tested on one data set. `scales`: Q in pixels, several are averaged."""
+
+    checkpoint: Path
+    data: str
+    scales: tuple[int, ...]
+    mirror: bool
+
+
+def dense_probabilities(dense: nn.Module, images: Tensor, mirror: bool) -> Tensor:
+    """(N, classes): the soft-max of the map's mean, averaged with that of the mirror images."""
+    views = (images, images.flip(3)) if mirror else (images,)
+    return torch.stack([F.softmax(dense(view).mean(dim=(2, 3)), dim=1) for view in views]).mean(dim=0)
+
+
+def test_share(test: Test, world: World, progress: Callable[[int], None] = lambda images: None) -> Totals:
+    """This worker's part of the test; the parts of all workers add up to the data set.
+
+    `progress` is told of images done, counted once a scale.
+    """
+    saved = checkpoint.load(test.checkpoint)
+    card = saved.card
+    data = DataSet.open(test.data)
+    net = card.build()
+    net.load_state_dict(saved.weights)
+    dense = net.to(world.device).eval().dense()
+    first, last = part(data.rows, world.rank, world.size)
+    probabilities = torch.zeros(last - first, len(card.classes))
+    labels = torch.zeros(last - first, dtype=torch.int64)
+    seen = torch.zeros(last - first, dtype=torch.int64)
+    seat = Seat(world.rank, world.size, world.device, world.threads)
+    with torch.inference_mode():
+        for scale in test.scales:
+            for batch in WholeBatches(data, scale, card.mean_rgb, card.pixel_std, STRIDE, seat):
+                rows = batch.rows - first
+                probabilities[rows] += dense_probabilities(dense, batch.images, test.mirror).cpu()
+                labels[rows] = batch.labels.cpu()
+                seen[rows] += 1
+                progress(len(rows))
+    if not bool((seen == len(test.scales)).all()):
+        raise TrainingError(f"{test.data}: {int((seen != len(test.scales)).sum())} images were not tested just once")
+    probabilities /= len(test.scales)
+    return _totals(probabilities, labels)
+
+
+def _totals(probabilities: Tensor, labels: Tensor) -> Totals:
+    ranks = label_ranks(probabilities, labels)
+    losses = -probabilities.gather(1, labels[:, None]).double().clamp_min(1e-30).log()
+    return Totals(len(labels), float(losses.sum()), int((ranks < 1).sum()), int((ranks < 5).sum()))

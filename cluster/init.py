@@ -1,0 +1,68 @@
+"""A net's first weights: random, and then what fits from another net."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from cluster.vgg import VGG, convolutions
+from pipelines.errors import CheckpointError
+
+# "the first four convolutional layers and the last three fully-connected layers" (paper, section 3.1). A's first
+# four are these, and by shape they fit the layers of the same names and no others.
+_FROM_A = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc1", "fc2", "fc3")
+
+
+def randomise(net: VGG, how: str, std: float, seed: int) -> None:
+    """`how`: "normal" (standard deviation `std`, the paper's way), "glorot" or "kaiming". Biases are 0."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in (*(net.get_submodule(c.name) for c in convolutions(net.net)), net.fc1, net.fc2, net.fc3):
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        fan_in, fan_out = _fans(layer.weight)
+        deviation = {
+            "normal": std,
+            "glorot": math.sqrt(2.0 / (fan_in + fan_out)),  # Glorot and Bengio 2010, equation 12
+            "kaiming": math.sqrt(2.0 / fan_in),  # He et al. 2015, equation 10
+        }[how]
+        with torch.no_grad():
+            layer.weight.normal_(0.0, deviation, generator=generator)
+            assert layer.bias is not None
+            layer.bias.zero_()
+
+
+def _fans(weight: Tensor) -> tuple[int, int]:
+    window = weight[0, 0].numel() if weight.dim() == 4 else 1
+    return weight.shape[1] * window, weight.shape[0] * window
+
+
+def layers_to_copy(source: str, target: str) -> tuple[str, ...]:
+    """The layers of configuration `target` that take the weights of `source`."""
+    if source == target:
+        return (*(c.name for c in convolutions(target)), "fc1", "fc2", "fc3")
+    if source in ("A", "A-LRN"):
+        return _FROM_A
+    kernels = {c.name: c.kernel for c in convolutions(source)}
+    shared = (c.name for c in convolutions(target) if kernels.get(c.name) == c.kernel)
+    return (*shared, "fc1", "fc2", "fc3")
+
+
+def copy_from(net: VGG, source: str, weights: dict[str, Tensor]) -> list[str]:
+    """Copies into `net` what fits from `weights` of configuration `source`; returns the layers' names.
+
+    Raises CheckpointError if a layer that should fit does not, naming both shapes.
+    """
+    state = net.state_dict()
+    names = layers_to_copy(source, net.net)
+    for name in names:
+        for kind in ("weight", "bias"):
+            key = f"{name}.{kind}"
+            if key not in weights:
+                raise CheckpointError(f"the weights to start from lack {key}")
+            if weights[key].shape != state[key].shape:
+                raise CheckpointError(
+                    f"{key} has shape {tuple(weights[key].shape)} in the net to start from, "
+                    f"{tuple(state[key].shape)} in this one: input_size, width and classes must be equal"
+                )
+            state[key] = weights[key]
+    net.load_state_dict(state)
+    return list(names)

@@ -1,0 +1,134 @@
+"""MLflow: a run for a job, and under it one for each stage.
+
+Calls are made in order on a thread of their own, so that a slow server slows nothing; while the server cannot be
+reached they wait, with one warning, and what is still waiting a while after the end is given up by name.
+"""
+
+import logging
+import os
+import queue
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the thread below does its own waiting
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+
+from pipelines.errors import ClusterError
+
+_RETRY_SECONDS = 5.0
+_CLOSING_SECONDS = 60.0
+
+
+def default_uri(storage: Path) -> str:
+    """MLFLOW_TRACKING_URI, or a SQLite file in the job's storage."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage / 'mlflow.db'}"
+
+
+class Tracker:
+    """Runs of one experiment in the tracking store `uri`."""
+
+    def __init__(self, uri: str, experiment: str, storage: Path) -> None:
+        """Raises ClusterError if the store cannot be reached."""
+        for name in ("alembic", "mlflow.store.db.utils", "mlflow.utils.environment"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self.uri = uri
+        self._client = MlflowClient(uri)
+        try:
+            known = self._client.get_experiment_by_name(experiment)
+            if known is None:
+                # A server chooses its own place; a file store would put artifacts below the current folder.
+                place = (storage / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+                self._experiment = self._client.create_experiment(experiment, place)
+            else:
+                self._experiment = known.experiment_id
+        except (MlflowException, OSError) as error:
+            raise ClusterError(f"MLflow at {uri} cannot be used: {str(error).splitlines()[0]}") from error
+        self._calls: queue.Queue[tuple[str, Callable[[], None]] | None] = queue.Queue()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def open_run(self, name: str, parent: str | None, tags: Mapping[str, str], known: str | None) -> str:
+        """The run's id: of `known` if that is there (it goes on), or of a new one."""
+        try:
+            if known is not None:
+                try:
+                    self._client.update_run(known, status="RUNNING")
+                    return known
+                except MlflowException:
+                    pass  # deleted, or of another store
+            parents = {"mlflow.parentRunId": parent} if parent else {}
+            run = self._client.create_run(self._experiment, run_name=name, tags={**tags, **parents})
+        except (MlflowException, OSError) as error:
+            raise ClusterError(f"MLflow at {self.uri} cannot be used: {str(error).splitlines()[0]}") from error
+        return str(run.info.run_id)
+
+    def parameters(self, run: str, values: Mapping[str, Any]) -> None:
+        params = [Param(key, str(value)) for key, value in _flat(values).items()]
+        self._call("parameters", lambda: self._client.log_batch(run, params=params) and None)
+
+    def metrics(self, run: str, values: Mapping[str, float], step: int, at_seconds: float | None = None) -> None:
+        stamp = int((time.time() if at_seconds is None else at_seconds) * 1000)
+        batch = [Metric(key, float(value), stamp, step) for key, value in values.items()]
+        self._call("metrics", lambda: self._client.log_batch(run, metrics=batch) and None)
+
+    def artifact(self, run: str, path: Path, folder: str | None = None) -> None:
+        self._call(f"artifact {path.name}", lambda: self._client.log_artifact(run, str(path), folder))
+
+    def text(self, run: str, content: str, name: str) -> None:
+        self._call(f"artifact {name}", lambda: self._client.log_text(run, content, name))
+
+    def end_run(self, run: str, status: str) -> None:
+        """`status`: FINISHED, FAILED or KILLED."""
+        self._call("the end of a run", lambda: self._client.set_terminated(run, status))
+
+    def close(self) -> None:
+        self._closing.set()
+        self._calls.put(None)
+        self._thread.join(_CLOSING_SECONDS)
+        if self._thread.is_alive():
+            warnings.warn(f"MLflow at {self.uri} does not answer: {self._calls.qsize()} calls are lost", stacklevel=2)
+
+    def _call(self, what: str, call: Callable[[], None]) -> None:
+        self._calls.put((what, call))
+
+    def _work(self) -> None:
+        while (item := self._calls.get()) is not None:
+            what, call = item
+            warned, started = False, time.monotonic()
+            while True:
+                try:
+                    call()
+                    break
+                except (MlflowException, OSError) as error:
+                    if not warned:
+                        warnings.warn(f"MLflow at {self.uri}: {what}: {str(error).splitlines()[0]}", stacklevel=1)
+                        warned = True
+                    if _permanent(error) or (self._closing.is_set() and time.monotonic() - started > _RETRY_SECONDS):
+                        break
+                    self._closing.wait(_RETRY_SECONDS)
+
+
+def _permanent(error: BaseException) -> bool:
+    """Whether trying again is of no use: the store was reached, and refused."""
+    codes = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "BAD_REQUEST")
+    return isinstance(error, MlflowException) and error.error_code in codes
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"init": {"from": "a"}} as {"init.from": "a"}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,223 @@
+"""The loop of one stage."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cluster import checkpoint, exchange, init, optimise
+from cluster.checkpoint import Card, Checkpoint, Epoch, Progress
+from cluster.metrics import Meter, Totals
+from cluster.settings import StageSettings
+from cluster.vgg import VGG
+from cluster.world import World
+from pipelines import keys
+from pipelines.augment import Recipe
+from pipelines.errors import TrainingError
+from pipelines.keys import Purpose
+from pipelines.loader import Batch, Seat, TrainingBatches, ValidationBatches
+from pipelines.order import Order
+from pipelines.shards import DataSet
+
+Log = Callable[[dict[str, Any]], None]
+
+_LINES_PER_EPOCH = 4
+_STEPS_PER_POINT = 50  # metrics at least this often, in steps
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage's work: `start` is the checkpoint that its net starts from, `folder` takes its own."""
+
+    name: str
+    settings: StageSettings
+    training_data: str
+    validation_data: str
+    folder: Path
+    start: Path | None = None
+
+
+def train(stage: Stage, world: World, log: Log) -> Progress:
+    """Trains to the end, from the newest checkpoint if there is one. Every worker calls it; only rank 0 writes."""
+    s = stage.settings
+    training, validation = DataSet.open(stage.training_data), DataSet.open(stage.validation_data)
+    assert training.manifest.statistics is not None
+    recipe = Recipe(s.scale, s.input_size, s.flip, s.colour_shift, s.pixel_std, training.manifest.statistics)
+    middle = Recipe((s.test_scale,) * 2, s.input_size, False, 0.0, s.pixel_std, recipe.statistics)
+    order = Order(training.manifest.group_rows, s.batch, s.seed)
+    card = Card(
+        s.net,
+        training.manifest.classes,
+        s.input_size,
+        s.width,
+        recipe.statistics.mean_rgb,
+        s.pixel_std,
+        s.scale,
+        s.flip,
+    )
+    net, optimiser, progress = _begin(stage, card, world)
+    model = exchange.parallel(net, world)
+    seat = Seat(world.rank, world.size, world.device, world.threads)
+    checks = ValidationBatches(validation, middle, seat)
+    batches = TrainingBatches(
+        training, order, recipe, seat, len(progress.epochs) * order.steps_per_epoch, s.epochs * order.steps_per_epoch
+    )
+    stream = iter(batches)
+    meter = Meter(world)
+    while not _over(progress, s):
+        number = len(progress.epochs)
+        rate = optimise.schedule(progress.accuracies, s.plateau).rate(s.learning_rate, s.plateau.factor)
+        optimise.set_rate(optimiser, rate)
+        torch.manual_seed(_dropout_seed(s.seed, number, world.rank))
+        started = time.monotonic()
+        totals = _epoch(model, optimiser, stream, order, meter, _reporter(stage, number, rate, started, log))
+        seconds = time.monotonic() - started
+        checked = validate(model, checks, meter, validation.rows)
+        progress.epochs.append(
+            Epoch(
+                totals.loss,
+                totals.accuracy,
+                checked.loss,
+                checked.accuracy,
+                checked.accuracy5,
+                rate,
+                totals.images / seconds,
+                time.monotonic() - started,
+            )
+        )
+        if world.rank == 0:
+            checkpoint.save(
+                stage.folder,
+                Checkpoint(card, net.state_dict(), optimiser.state_dict(), progress, s.model_dump(by_alias=True)),
+            )
+            checkpoint.prune(stage.folder, {progress.best, number + 1})
+        log(
+            {
+                "kind": "epoch",
+                "stage": stage.name,
+                "epoch": number + 1,
+                "epochs": s.epochs,
+                **asdict(progress.epochs[-1]),
+            }
+        )
+    batches.close()
+    return progress
+
+
+def _over(progress: Progress, s: StageSettings) -> bool:
+    return len(progress.epochs) >= s.epochs or optimise.schedule(progress.accuracies, s.plateau).finished
+
+
+def _begin(stage: Stage, card: Card, world: World) -> tuple[VGG, torch.optim.SGD, Progress]:
+    """The net, its optimiser and the epochs behind it: from the newest checkpoint, or new."""
+    s = stage.settings
+    net = card.build(s.dropout)
+    saved = checkpoint.newest(stage.folder)
+    if saved is not None:
+        net.load_state_dict(saved.weights)
+    else:
+        init.randomise(net, s.init.random, s.init.std, s.seed)
+        if stage.start is not None:
+            source = checkpoint.load(stage.start)
+            init.copy_from(net, source.card.net, source.weights)
+    net.to(world.device)
+    optimiser = optimise.sgd(net, s.learning_rate, s.momentum, s.weight_decay)
+    if saved is not None:
+        optimiser.load_state_dict(saved.optimiser)
+    return net, optimiser, saved.progress if saved is not None else Progress()
+
+
+def _epoch(
+    model: nn.Module,
+    optimiser: torch.optim.SGD,
+    stream: Iterator[Batch],
+    order: Order,
+    meter: Meter,
+    report: Callable[[int, int, Totals | None], None],
+) -> Totals:
+    """One pass over the training set."""
+    model.train()
+    steps = order.steps_per_epoch
+    points = _points(steps)
+    totals = Totals(0, 0.0, 0, 0)
+    for step in range(1, steps + 1):
+        batch = next(stream)
+        scores = model(batch.images)
+        losses = F.cross_entropy(scores, batch.labels, reduction="none")
+        optimiser.zero_grad(set_to_none=True)
+        exchange.mean_loss(losses, batch.total, meter.world).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        meter.add(scores, batch.labels, losses)
+        point = meter.read() if step in points else None
+        report(step, steps, point)
+        if point is not None:
+            totals = totals + point
+    if totals.images != order.rows:
+        raise TrainingError(f"an epoch of {order.rows} images has trained on {totals.images}")
+    return totals
+
+
+def validate(model: nn.Module, batches: ValidationBatches, meter: Meter, rows: int) -> Totals:
+    """Loss and accuracy on the middle crops of all `rows` images, each counted once."""
+    model.eval()
+    with torch.inference_mode():
+        for batch in batches:
+            scores = model(batch.images)
+            meter.add(scores, batch.labels, F.cross_entropy(scores, batch.labels, reduction="none"))
+    totals = meter.read()
+    if totals.images != rows:
+        raise TrainingError(f"a validation set of {rows} images had {totals.images} looked at")
+    return totals
+
+
+def _reporter(
+    stage: Stage, epoch: int, rate: float, started: float, log: Log
+) -> Callable[[int, int, Totals | None], None]:
+    """Tells of a step: a tick for the progress bar, and where there are totals of the steps since, a point."""
+    images, lines = 0, 0
+
+    def report(step: int, steps: int, totals: Totals | None) -> None:
+        nonlocal images, lines
+        where = {"stage": stage.name, "epoch": epoch + 1, "epochs": stage.settings.epochs, "step": step, "steps": steps}
+        if totals is None:
+            log({"kind": "tick", **where})
+            return
+        if not math.isfinite(totals.loss):
+            raise TrainingError(
+                f"stage {stage.name}: the loss is {totals.loss} in epoch {epoch + 1} before step {step}; "
+                f"the learning rate was {rate:g}. The checkpoint of the epoch before is kept"
+            )
+        images += totals.images
+        line = step * _LINES_PER_EPOCH // steps
+        log(
+            {
+                "kind": "point",
+                **where,
+                "loss": totals.loss,
+                "accuracy": totals.accuracy,
+                "learning_rate": rate,
+                "images_per_second": images / (time.monotonic() - started),
+                "line": line > lines and step < steps,
+            }
+        )
+        lines = line
+
+    return report
+
+
+def _points(steps: int) -> set[int]:
+    """The steps after which the meter is read, the last one of the epoch among them."""
+    n = max(_LINES_PER_EPOCH, math.ceil(steps / _STEPS_PER_POINT))
+    return {math.ceil(k * steps / n) for k in range(1, n + 1)}
+
+
+def _dropout_seed(seed: int, epoch: int, rank: int) -> int:
+    high, low = (int(w) for w in keys.words(seed, epoch, np.array([rank]), Purpose.DROPOUT)[0, :2])
+    return high << 31 | low >> 1

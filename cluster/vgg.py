@@ -1,0 +1,143 @@
+"""The six configurations of Simonyan and Zisserman 2014 (arXiv 1409.1556, table 1), and their dense form.
+
+    images  (N, 3, H, W) float32, RGB, mean subtracted
+    scores  (N, classes), before the soft-max; of the dense form (N, classes, h, w)
+
+Layers are called as in the paper: conv3_2 is the second convolution of the third block, fc1 to fc3 follow.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Conv:
+    """One convolution, of stride 1 and a padding that keeps the map's size."""
+
+    block: int
+    index: int
+    kernel: int = 3
+
+    @property
+    def name(self) -> str:
+        return f"conv{self.block}_{self.index}"
+
+
+# The kernels of each block's convolutions; widths are those of table 1.
+CONFIGURATIONS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "A": ((3,), (3,), (3, 3), (3, 3), (3, 3)),
+    "A-LRN": ((3,), (3,), (3, 3), (3, 3), (3, 3)),
+    "B": ((3, 3), (3, 3), (3, 3), (3, 3), (3, 3)),
+    "C": ((3, 3), (3, 3), (3, 3, 1), (3, 3, 1), (3, 3, 1)),
+    "D": ((3, 3), (3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)),
+    "E": ((3, 3), (3, 3), (3, 3, 3, 3), (3, 3, 3, 3), (3, 3, 3, 3)),
+}
+BLOCK_WIDTHS = (64, 128, 256, 512, 512)
+FC_WIDTH = 4096
+STRIDE = 32  # of the whole net: five pools of stride 2
+# AlexNet's constants (Krizhevsky et al. 2012, section 3.3). LocalResponseNorm multiplies alpha by the mean of the
+# squares where they multiply the sum, hence size times their 1e-4.
+_LRN = {"size": 5, "alpha": 5e-4, "beta": 0.75, "k": 2.0}
+
+
+def convolutions(net: str) -> Iterator[Conv]:
+    for block, kernels in enumerate(CONFIGURATIONS[net], 1):
+        for index, kernel in enumerate(kernels, 1):
+            yield Conv(block, index, kernel)
+
+
+class VGG(nn.Module):
+    """A net of configuration `net`.
+
+    `input_size`: side of the training crops in pixels, a multiple of 32; `width` multiplies all hidden widths
+    (rounded, at least 1), so that small nets of the same shape can be made.
+    """
+
+    def __init__(
+        self, net: str, classes: int = 1000, input_size: int = 224, width: float = 1.0, dropout: float = 0.5
+    ) -> None:
+        super().__init__()
+        if net not in CONFIGURATIONS:
+            raise ValueError(f"net {net!r} is not one of {', '.join(CONFIGURATIONS)}")
+        if input_size <= 0 or input_size % STRIDE:
+            raise ValueError(f"input_size {input_size} is not a multiple of {STRIDE}")
+        if classes < 1 or width <= 0:
+            raise ValueError(f"classes ({classes}) and width ({width}) must be positive")
+        self.net, self.classes, self.input_size, self.width = net, classes, input_size, width
+        block_widths = [_scaled(w, width) for w in BLOCK_WIDTHS]
+        hidden = _scaled(FC_WIDTH, width)
+        before = 3
+        for conv in convolutions(net):
+            after = block_widths[conv.block - 1]
+            self.add_module(conv.name, nn.Conv2d(before, after, conv.kernel, padding=conv.kernel // 2))
+            before = after
+        self.lrn = nn.LocalResponseNorm(**_LRN) if net == "A-LRN" else nn.Identity()
+        self.fc1 = nn.Linear(before * (input_size // STRIDE) ** 2, hidden)
+        self.fc2 = nn.Linear(hidden, hidden)
+        self.fc3 = nn.Linear(hidden, classes)
+        self.dropout = nn.Dropout(dropout)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(N, C, H // 32, W // 32)."""
+        x = images
+        for conv in convolutions(self.net):
+            if conv.index == 1 and conv.block > 1:
+                x = F.max_pool2d(x, 2)
+            x = F.relu(self.get_submodule(conv.name)(x), inplace=True)
+            if conv.name == "conv1_1":
+                x = self.lrn(x)
+        return F.max_pool2d(x, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.features(images).flatten(1)
+        x = self.dropout(F.relu(self.fc1(x)))
+        x = self.dropout(F.relu(self.fc2(x)))
+        return self.fc3(x)  # type: ignore[no-any-return]
+
+    def dense(self) -> "DenseVGG":
+        """The fully convolutional form, sharing this net's weights."""
+        return DenseVGG(self)
+
+
+class DenseVGG(nn.Module):
+    """FC-1 as a convolution over its whole input, FC-2 and FC-3 as 1x1 (paper, section 3.2); no dropout.
+
+    Takes images of any size of at least the net's input size; returns (N, classes, h, w), h = H // 32 - side + 1.
+    """
+
+    def __init__(self, net: VGG) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        net = self.net
+        x = net.features(images)
+        side = net.input_size // STRIDE
+        x = F.relu(F.conv2d(x, net.fc1.weight.view(-1, x.shape[1], side, side), net.fc1.bias))
+        x = F.relu(F.conv2d(x, net.fc2.weight[:, :, None, None], net.fc2.bias))
+        return F.conv2d(x, net.fc3.weight[:, :, None, None], net.fc3.bias)
+
+
+def from_torchvision(state: dict[str, Tensor], net: str) -> dict[str, Tensor]:
+    """The state dict of torchvision's vgg11, 13, 16 or 19 (A, B, D, E) under this module's names."""
+    numbered = sorted({int(key.split(".")[1]) for key in state if key.startswith("features.")})
+    names = dict(zip(numbered, (conv.name for conv in convolutions(net)), strict=True))
+    names_fc = {0: "fc1", 3: "fc2", 6: "fc3"}
+    renamed = {}
+    for key, value in state.items():
+        part, number, kind = key.split(".")
+        renamed[f"{(names if part == 'features' else names_fc)[int(number)]}.{kind}"] = value
+    return renamed
+
+
+def parameters(net: str, classes: int = 1000, input_size: int = 224, width: float = 1.0) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in VGG(net, classes, input_size, width).parameters())
+
+
+def _scaled(width: int, factor: float) -> int:
+    return max(1, round(width * factor))

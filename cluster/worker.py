@@ -1,0 +1,61 @@
+"""What runs on a Ray worker: a stage's training, or a share of a test."""
+
+import time
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from cluster.evaluate import Test, test_share
+from cluster.metrics import Totals
+from cluster.train import Log, Stage, train
+from cluster.world import World
+from pipelines.errors import TrainingError
+
+_TICK_SECONDS = 0.5
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """Ray Train's entry: `config` has the `stage`, the `mailbox` for records, and the `threads` of a worker."""
+    stage: Stage = config["stage"]
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    world = World(context.get_world_rank(), context.get_world_size(), device, config["threads"])
+    torch.set_num_threads(world.threads)
+    log = _post(config["mailbox"]) if world.rank == 0 else _ignore
+    try:
+        train(stage, world, log)
+    except TrainingError as error:  # raised on all workers together, and would be again: no case for a retry
+        return {"error": str(error)}
+    return {"error": None}
+
+
+def test_worker(test: Test, rank: int, size: int, threads: int, mailbox: Any) -> Totals:
+    """A Ray task: the part of worker `rank` of `size`."""
+    torch.set_num_threads(threads)
+    device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
+    post = _post(mailbox)
+    return test_share(
+        test, World(rank, size, device, threads), lambda images: post({"kind": "tested", "images": images})
+    )
+
+
+def _post(mailbox: Any) -> Log:
+    """Sends records without waiting; of the ticks, which only move a progress bar, a few each second."""
+    last = 0.0
+
+    def post(record: dict[str, Any]) -> None:
+        nonlocal last
+        if record["kind"] == "tick":
+            if time.monotonic() - last < _TICK_SECONDS:
+                return
+            last = time.monotonic()
+        mailbox.put.remote({**record, "time": time.time()})
+
+    return post
+
+
+def _ignore(record: dict[str, Any]) -> None:
+    del record

@@ -1,0 +1,27 @@
+"""Which worker this is, as a value."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """Worker `rank` of `size`, its device, and the CPU threads that are its own."""
+
+    rank: int
+    size: int
+    device: torch.device
+    threads: int
+
+    @classmethod
+    def single(cls, threads: int = 1) -> "World":
+        return cls(0, 1, torch.device("cpu"), threads)
+
+    def add_up(self, values: Tensor) -> Tensor:
+        """The sum of `values` over all workers; every worker has to call it."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values

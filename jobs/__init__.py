@@ -1,0 +1,1 @@
+"""Chains of stages: the job file, the plan, and carrying it out."""

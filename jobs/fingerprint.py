@@ -1,0 +1,31 @@
+"""The identity of a stage: a hash of all that determines its result, and of nothing else; pure."""
+
+import json
+from hashlib import sha256
+from typing import Any
+
+# Raised whenever training with the same settings on the same data gives another net than before.
+RECIPE_VERSION = 1
+
+
+def stage_key(settings: dict[str, Any], training: str, validation: str, start: str | None) -> str:
+    """`settings`: the stage's, plain; `training`, `validation`: the data sets' fingerprints; `start`: the key of the
+    stage, or the hash of the file, that it starts from."""
+    # Which stage it starts from is told by that stage's key; its name changes nothing.
+    settings = {**settings, "init": {k: v for k, v in settings["init"].items() if k != "from"}}
+    content = {
+        "recipe": RECIPE_VERSION,
+        "settings": settings,
+        "training": training,
+        "validation": validation,
+        "start": start,
+    }
+    return sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def file_hash(path: str) -> str:
+    digest = sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,26 @@
+"""The order of stages; pure."""
+
+from collections.abc import Mapping
+from graphlib import TopologicalSorter
+
+
+def in_order(sources: Mapping[str, str | None]) -> list[str]:
+    """The stages, each after the one it starts from, otherwise as written. `sources`: stage to its source."""
+    position = {name: i for i, name in enumerate(sources)}
+    sorter = TopologicalSorter({name: [source] if source in sources else [] for name, source in sources.items()})
+    sorter.prepare()
+    ordered: list[str] = []
+    ready: list[str] = []
+    while sorter.is_active():
+        ready = sorted([*ready, *sorter.get_ready()], key=position.__getitem__)
+        ordered.append(ready.pop(0))
+        sorter.done(ordered[-1])
+    return ordered
+
+
+def needed(sources: Mapping[str, str | None], stage: str) -> list[str]:
+    """`stage` and all that it starts from, first things first."""
+    chain = [stage]
+    while (source := sources[chain[-1]]) in sources:
+        chain.append(str(source))
+    return chain[::-1]

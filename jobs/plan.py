@@ -1,0 +1,46 @@
+"""What will be done with each stage, and why; pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Action(Enum):
+    REUSE = "done"
+    RESUME = "goes on"
+    TRAIN = "will run"
+    SKIP = "left out"
+
+
+@dataclass(frozen=True)
+class State:
+    """What the storage has of a stage: finished, or so many epochs of it."""
+
+    finished: bool
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Decision:
+    stage: str
+    action: Action
+    reason: str
+
+
+def plan(order: list[str], states: Mapping[str, State], wanted: set[str], fresh: bool) -> list[Decision]:
+    """A decision for each stage of `order`. `wanted`: the stages to run; `fresh`: run them though they are done."""
+    decisions = []
+    for stage in order:
+        state = states[stage]
+        if stage not in wanted:
+            decision = Decision(stage, Action.SKIP, "not asked for")
+        elif fresh:
+            decision = Decision(stage, Action.TRAIN, "--fresh")
+        elif state.finished:
+            decision = Decision(stage, Action.REUSE, f"finished after {state.epochs} epochs")
+        elif state.epochs:
+            decision = Decision(stage, Action.RESUME, f"after epoch {state.epochs}")
+        else:
+            decision = Decision(stage, Action.TRAIN, "nothing with these settings and data in the storage")
+        decisions.append(decision)
+    return decisions

@@ -1,0 +1,253 @@
+"""Carries a plan out: stages in order, then tests, with everything tracked."""
+
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from cluster import checkpoint, launch
+from cluster.evaluate import Test
+from cluster.launch import Shape
+from cluster.metrics import Totals
+from cluster.settings import EvaluationSettings, StageSettings
+from cluster.track import Tracker, default_uri
+from cluster.train import Stage
+from jobs import report, schema
+from jobs.check import Checked
+from jobs.graph import needed
+from jobs.plan import Action, Decision, plan
+from jobs.report import Row
+from jobs.store import Finished, StageFolder, read_json, write_json, write_text
+from jobs.watch import Watch
+from pipelines.errors import SettingsError, TrainingError
+
+_POINTS = ("loss", "accuracy", "learning_rate", "images_per_second")
+_EPOCH_METRICS = {
+    "loss": "epoch_loss",
+    "accuracy": "epoch_accuracy",
+    "validation_loss": "validation_loss",
+    "validation_accuracy": "validation_accuracy",
+    "validation_accuracy5": "validation_accuracy5",
+    "images_per_second": "epoch_images_per_second",
+    "seconds": "epoch_seconds",
+}
+
+
+def decisions(checked: Checked, only: str | None, fresh: bool) -> list[Decision]:
+    """What will be done with each stage. Raises SettingsError if `only` cannot be run by itself."""
+    job, states = checked.job, checked.states()
+    wanted = set(checked.order)
+    if only is not None:
+        if only not in job.stages:
+            raise SettingsError(f"--only {only}: there is no such stage; there are {', '.join(job.stages)}")
+        wanted = {only}
+        for before in needed({name: s.init.source for name, s in job.stages.items()}, only)[:-1]:
+            if not states[before].finished:
+                raise SettingsError(f"--only {only}: it starts from {before}, which is not done yet")
+    return plan(checked.order, states, wanted, fresh)
+
+
+def run(checked: Checked, only: str | None = None, fresh: bool = False) -> list[Row]:
+    """Runs the job to its end and returns the rows of its tests. Raises VerydeepError."""
+    todo = decisions(checked, only, fresh)
+    watch = Watch()
+    watch.say(f"{checked.job.name}: {checked.training.rows} images, {len(checked.training.manifest.classes)} classes")
+    cluster = launch.connect()
+    try:
+        shape = launch.shape(checked.job.cluster)
+        watch.say(f"Ray: {cluster}; {_describe(shape)}")
+        with _interruptible(), _tracked(checked) as (tracker, parent):
+            chain = _Chain(checked, shape, watch, tracker, parent)
+            for decision in todo:
+                chain.stage(decision)
+            rows = chain.tests() if only is None else []
+    finally:
+        watch.done()
+        launch.disconnect()
+    if rows:
+        watch.say(f"\n{report.text(rows)}\n")
+    watch.say(f"Checkpoints and results: {checked.store.root}")
+    watch.say(f"All runs in MLflow:      {_ui(tracker.uri)}")
+    return rows
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """A polite end (`kill`, `ray job stop`) is treated like Ctrl-C, so that the runs in MLflow are closed.
+
+    Set after Ray has started, which installs a handler of its own.
+    """
+
+    def interrupt(number: int, frame: object) -> None:
+        del number, frame
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _tracked(checked: Checked) -> Iterator[tuple[Tracker, str]]:
+    """The job's MLflow run, which an earlier attempt may have begun; closed as what the block ends as."""
+    job, store = checked.job, checked.store
+    warnings.showwarning = lambda message, *_: tqdm_line(f"warning: {message}")
+    tracker = Tracker(default_uri(job.root), job.name, job.root)
+    try:
+        parent = _open(tracker, store.root / "job.json", job.name, None, {"job": job.name})
+        write_text(store.root / "job.yaml", schema.resolved(job))
+        tracker.artifact(parent, store.root / "job.yaml")
+        try:
+            yield tracker, parent
+        except BaseException as error:
+            tracker.end_run(parent, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        tracker.end_run(parent, "FINISHED")
+    finally:
+        tracker.close()
+
+
+def tqdm_line(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _open(tracker: Tracker, note: Path, name: str, parent: str | None, tags: dict[str, str]) -> str:
+    """A run whose id is kept in the file `note`, so that a later attempt goes on in it."""
+    known = read_json(note) or {}
+    run = tracker.open_run(name, parent, tags, known.get("run") if known.get("uri") == tracker.uri else None)
+    write_json(note, {"uri": tracker.uri, "run": run})
+    return run
+
+
+class _Chain:
+    """The stages and tests of one job on one cluster."""
+
+    def __init__(self, checked: Checked, shape: Shape, watch: Watch, tracker: Tracker, parent: str) -> None:
+        self._checked, self._shape, self._watch = checked, shape, watch
+        self._tracker, self._parent = tracker, parent
+        self._finished: dict[str, Finished] = {}
+        self._runs: dict[str, str] = {}
+
+    def stage(self, decision: Decision) -> None:
+        name = decision.stage
+        folder = self._checked.folders[name]
+        settings = self._checked.job.stages[name]
+        self._watch.say(
+            f"\n{name}: net {settings.net}, S {_range(settings.scale)}: {decision.action.value}, {decision.reason}"
+        )
+        if decision.action is Action.SKIP:
+            finished = folder.finished()
+            if finished:
+                self._finished[name] = finished
+            return
+        if decision.reason == "--fresh":
+            folder.clear()
+        folder.create()
+        if decision.action is Action.REUSE:
+            finished = folder.finished()
+            assert finished is not None
+            self._runs[name] = str((read_json(folder.path / "run.json") or {}).get("run", ""))
+        else:
+            finished = self._train(folder, settings)
+        self._finished[name] = finished
+        best = max(epoch.validation_accuracy for epoch in finished.epochs)
+        self._watch.say(f"{name}: done, {len(finished.epochs)} epochs, best validation accuracy {best:.3f}")
+
+    def _train(self, folder: StageFolder, settings: StageSettings) -> Finished:
+        job, data = self._checked.job, self._checked.data
+        source = settings.init.source
+        start = None
+        if source is not None:
+            start = self._finished[source].delivered if source in job.stages else Path(source).expanduser().absolute()
+        tags = {"job": job.name, "stage": folder.name, "net": settings.net, "key": folder.key}
+        run = _open(self._tracker, folder.path / "run.json", folder.name, self._parent, tags)
+        self._runs[folder.name] = run
+        self._tracker.parameters(
+            run, {**settings.model_dump(by_alias=True, mode="json"), "workers": self._shape.workers}
+        )
+        stage = Stage(folder.name, settings, data.train, data.val, folder.path, start)
+        try:
+            launch.train_stage(stage, self._shape, job.cluster.max_failures, lambda record: self._listen(run, record))
+            saved = checkpoint.newest(folder.path)
+            if saved is None:
+                raise TrainingError(f"stage {folder.name}: its checkpoints have vanished from {folder.path}")
+        except BaseException as error:
+            self._tracker.end_run(run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        finished = folder.finish(saved.progress, settings.deliver)
+        self._tracker.artifact(run, finished.delivered, "checkpoints")
+        self._tracker.end_run(run, "FINISHED")
+        return finished
+
+    def _listen(self, run: str, record: dict[str, Any]) -> None:
+        self._watch.listen(record)
+        if record["kind"] == "point":
+            step = (record["epoch"] - 1) * record["steps"] + record["step"]
+            self._tracker.metrics(run, {key: record[key] for key in _POINTS}, step, record["time"])
+        elif record["kind"] == "epoch":
+            values = {metric: record[key] for key, metric in _EPOCH_METRICS.items()}
+            self._tracker.metrics(run, values, record["epoch"], record["time"])
+
+    def tests(self) -> list[Row]:
+        """Carries out the job's tests, except those whose result is known; writes and tracks their table."""
+        rows = [
+            self._test(name, model, settings)
+            for name, settings in self._checked.job.evaluations.items()
+            for model in settings.models
+        ]
+        if rows:
+            root = self._checked.store.root
+            for file, content in (("results.csv", report.as_csv(rows)), ("results.md", report.markdown(rows))):
+                write_text(root / file, content)
+                self._tracker.artifact(self._parent, root / file)
+        return rows
+
+    def _test(self, name: str, model: str, settings: EvaluationSettings) -> Row:
+        trained = self._checked.job.stages[model]
+        scales = tuple(settings.scales or (trained.test_scale,))
+        mirror = trained.flip if settings.mirror is None else settings.mirror
+        test = Test(self._finished[model].delivered, self._checked.data.val, scales, mirror)
+        totals = self._totals(test, self._checked.folders[model].key, f"{name}: {model}")
+        row = Row(name, model, trained.net, trained.scale, scales, totals)
+        errors = {"top1_error": 1 - totals.accuracy, "top5_error": 1 - totals.accuracy5}
+        self._tracker.metrics(self._parent, {f"{name}.{model}.{key}": value for key, value in errors.items()}, 0)
+        if self._runs.get(model):
+            self._tracker.metrics(self._runs[model], {f"test.{name}.{key}": value for key, value in errors.items()}, 0)
+        return row
+
+    def _totals(self, test: Test, key: str, what: str) -> Totals:
+        """The result of a test, from the storage if the same net was tested in the same way on the same data."""
+        rows, data = self._checked.validation.rows, self._checked.validation.manifest.fingerprint
+        identity = f"{key} {test.checkpoint.name} {data} {test.scales} {test.mirror}"
+        note = self._checked.store.root / "tests" / f"{sha256(identity.encode()).hexdigest()[:16]}.json"
+        known = read_json(note)
+        if known is not None:
+            return Totals(**known)
+        self._watch.begin(what, rows * len(test.scales))
+        totals = launch.run_test(test, self._shape, rows, self._watch.listen)
+        self._watch.done()
+        note.parent.mkdir(exist_ok=True)
+        write_json(note, asdict(totals))
+        self._watch.say(f"{what}: Q {' '.join(map(str, test.scales))}, {totals.top1} of {totals.images} right")
+        return totals
+
+
+def _range(scale: tuple[int, int]) -> str:
+    return str(scale[0]) if scale[0] == scale[1] else f"{scale[0]} to {scale[1]}"
+
+
+def _describe(shape: Shape) -> str:
+    gpu = ", 1 GPU" if shape.gpus else ""
+    each = f"{shape.cpus} CPU{'s' * (shape.cpus != 1)}{gpu}"
+    return f"1 worker with {each}" if shape.workers == 1 else f"{shape.workers} workers with {each} each"
+
+
+def _ui(uri: str) -> str:
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"

@@ -1,0 +1,94 @@
+"""What is done to an image on its way to the net: scale, crop, flip, colour. Pure functions of (seed, epoch, row).
+
+S     the shorter side after the rescale, whole, uniform on {smallest, ..., largest} (VGG paper, section 3.1)
+crop  one window of the net's input size, uniform over all places, both ends included
+flip  left and right exchanged, one time in two
+shift a colour added to the whole image: each principal component of the training set's colours times its
+      standard deviation times a normal variate (Krizhevsky et al. 2012, section 4.1)
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines import keys
+from pipelines.keys import Purpose
+from pipelines.schema import Statistics
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`scale`: smallest and largest S in pixels; `crop`: side of the square that is cut out; `colour_shift`: the
+    standard deviation of the normal variates, 0 for none; `pixel_std`: pixels are divided by it at the end."""
+
+    scale: tuple[int, int]
+    crop: int
+    flip: bool
+    colour_shift: float
+    pixel_std: float
+    statistics: Statistics
+
+    def __post_init__(self) -> None:
+        assert self.crop <= self.scale[0] <= self.scale[1], self
+
+
+@dataclass(frozen=True)
+class Draws:
+    """For n images: the size after the rescale, the crop's upper left corner in it, the flip, what is subtracted."""
+
+    sizes: Ints  # (n, 2) height, width
+    corners: Ints  # (n, 2) y, x
+    flips: NDArray[np.bool_]  # (n,)
+    subtract: NDArray[np.float32]  # (n, 3) RGB: mean minus colour shift
+
+
+def rescaled(widths: Ints, heights: Ints, shorter: Ints | int) -> Ints:
+    """(n, 2) heights and widths after an isotropic rescale to the given shorter side, halves rounded up."""
+    smallest = np.minimum(widths, heights)
+    sides = np.stack([heights, widths], axis=1)
+    target = np.broadcast_to(np.asarray(shorter, dtype=np.int64), smallest.shape)[:, None]
+    return (2 * sides * target + smallest[:, None]) // (2 * smallest[:, None])
+
+
+def training_draws(recipe: Recipe, seed: int, epoch: int, rows: Ints, widths: Ints, heights: Ints) -> Draws:
+    """`rows`, `widths`, `heights`: (n,)."""
+    low, high = recipe.scale
+    place = keys.words(seed, epoch, rows, Purpose.SCALE_AND_CROP)
+    look = keys.words(seed, epoch, rows, Purpose.FLIP_AND_COLOUR)
+    sizes = rescaled(widths, heights, low + keys.below(place[:, 0], high - low + 1))
+    free = sizes - recipe.crop + 1
+    corners = np.stack([keys.below(place[:, 1], free[:, 0]), keys.below(place[:, 2], free[:, 1])], axis=1)
+    flips = (look[:, 0] >> np.uint32(31)).astype(bool) & recipe.flip
+    return Draws(sizes, corners, flips, _subtract(recipe, colour_shifts(recipe, place, look)))
+
+
+def colour_shifts(recipe: Recipe, place: keys.Words, look: keys.Words) -> NDArray[np.float64]:
+    """(n, 3) grey levels that are added to R, G and B."""
+    a, b = keys.normal(look[:, 1], look[:, 2])
+    c, _ = keys.normal(look[:, 3], place[:, 3])
+    variates = np.stack([a, b, c], axis=1) * recipe.colour_shift
+    s = recipe.statistics
+    return variates * np.asarray(s.rgb_deviations) @ np.asarray(s.rgb_components)
+
+
+def centre_draws(recipe: Recipe, widths: Ints, heights: Ints) -> Draws:
+    """The middle crop, unflipped, at the smallest S: what validation during training looks at."""
+    sizes = rescaled(widths, heights, recipe.scale[0])
+    n = len(sizes)
+    return Draws(sizes, (sizes - recipe.crop) // 2, np.zeros(n, bool), _subtract(recipe, np.zeros((n, 3))))
+
+
+def dense_windows(sizes: Ints, stride: int) -> Ints:
+    """(n, 2) heights and widths of the middle of rescaled images that a net of total stride `stride` sees.
+
+    Its pools round down, so up to `stride` - 1 pixels at the right and the bottom would go unseen; cutting as much
+    from all sides instead keeps the middle in the middle, and an image's mirror image its mirror image.
+    """
+    return sizes // stride * stride
+
+
+def _subtract(recipe: Recipe, shifts: NDArray[np.float64]) -> NDArray[np.float32]:
+    return (np.asarray(recipe.statistics.mean_rgb) - shifts).astype(np.float32)

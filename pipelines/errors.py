@@ -1,0 +1,35 @@
+"""The one exception tree.
+
+    VerydeepError          what a user can mend; its text is one clear message, printed without a traceback
+    ├── SettingsError      a job file or a setting that cannot be
+    ├── DataError          a data set that is missing, empty or broken
+    ├── CheckpointError    a checkpoint that is missing, broken or of another net
+    ├── ClusterError       the cluster cannot give what the job asks for
+    └── TrainingError      training that cannot go on, such as a loss that is not finite
+
+Everything that is found before work starts ends the command with status 2, what stops it later with 1.
+"""
+
+
+class VerydeepError(ValueError):
+    exit_status = 2
+
+
+class SettingsError(VerydeepError):
+    pass
+
+
+class DataError(VerydeepError):
+    pass
+
+
+class CheckpointError(VerydeepError):
+    pass
+
+
+class ClusterError(VerydeepError):
+    pass
+
+
+class TrainingError(VerydeepError):
+    exit_status = 1

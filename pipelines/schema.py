@@ -1,0 +1,107 @@
+"""What a data set is on disk: a folder of Parquet files and `manifest.json`, which is written last.
+
+image   large_binary  the encoded file, as it was found
+label   int32         index into the manifest's classes
+width   int32         pixels, as stored (EXIF orientation is not applied)
+height  int32
+name    string        where the image came from, relative to its source
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+
+import pyarrow as pa
+
+from pipelines.errors import DataError
+
+VERSION = 1
+MANIFEST = "manifest.json"
+
+COLUMNS = pa.schema(
+    [
+        pa.field("image", pa.large_binary(), nullable=False),
+        pa.field("label", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("name", pa.string(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One Parquet file: its name, length in bytes, SHA-256, and the rows in each of its row groups."""
+
+    file: str
+    bytes: int
+    sha256: str
+    group_rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of a training set's pixels, in grey levels 0 to 255, every image with the same weight.
+
+    `rgb_components[i]` is the i-th principal direction (unit length), `rgb_deviations[i]` the standard deviation
+    along it.
+    """
+
+    mean_rgb: tuple[float, float, float]
+    rgb_components: tuple[tuple[float, float, float], ...]
+    rgb_deviations: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    rows: int
+    classes: tuple[str, ...]
+    class_rows: tuple[int, ...]
+    shards: tuple[Shard, ...]
+    statistics: Statistics | None
+    source: str
+    seed: int
+    rejected: int
+    version: int = VERSION
+
+    @property
+    def group_rows(self) -> tuple[int, ...]:
+        return tuple(n for shard in self.shards for n in shard.group_rows)
+
+    @property
+    def fingerprint(self) -> str:
+        """The identity of the content: what the rows are, not where they lie."""
+        content = {
+            "version": self.version,
+            "classes": self.classes,
+            "shards": [shard.sha256 for shard in self.shards],
+            "statistics": asdict(self.statistics) if self.statistics else None,
+        }
+        return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: bytes, where: str) -> "Manifest":
+        """Raises DataError, naming `where`."""
+        try:
+            raw = json.loads(text)
+            if raw["version"] != VERSION:
+                raise DataError(
+                    f"{where}: written as version {raw['version']}, this is version {VERSION}: prepare it again"
+                )
+            shards = tuple(Shard(**{**shard, "group_rows": tuple(shard["group_rows"])}) for shard in raw.pop("shards"))
+            statistics = raw.pop("statistics")
+            if statistics is not None:
+                mean, directions, deviations = (statistics[k] for k in ("mean_rgb", "rgb_components", "rgb_deviations"))
+                statistics = Statistics(tuple(mean), tuple(tuple(d) for d in directions), tuple(deviations))
+            lists = {name: tuple(raw.pop(name)) for name in ("classes", "class_rows")}
+            manifest = cls(shards=shards, statistics=statistics, **lists, **raw)
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{where}: not a manifest of this program: {error}") from error
+        if sum(manifest.group_rows) != manifest.rows:
+            raise DataError(f"{where}: its row groups hold {sum(manifest.group_rows)} rows, not {manifest.rows}")
+        return manifest

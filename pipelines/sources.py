@@ -1,0 +1,140 @@
+"""Where images come from: folders of files, and the digits of the demo. Each is a list of (name, label) and a reader."""
+
+import io
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipelines import keys
+from pipelines.errors import DataError
+from pipelines.keys import Purpose
+
+_SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """`read(i)` gives the encoded bytes of image i, whose name is `names[i]` and whose class is `labels[i]`."""
+
+    description: str
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    labels: NDArray[np.int64]  # (n,)
+    read: Callable[[int], bytes]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def subset(self, indices: NDArray[np.int64]) -> "Source":
+        return Source(
+            self.description,
+            self.classes,
+            tuple(self.names[i] for i in indices),
+            self.labels[indices],
+            lambda i: self.read(int(indices[i])),
+        )
+
+
+def folder(path: str | os.PathLike[str], classes: tuple[str, ...] | None = None) -> Source:
+    """A folder of images: one folder per class, searched to any depth; hidden files are passed over.
+
+    `classes`: the classes of the training set, for its validation set; by default the folders' names, sorted.
+    Raises DataError.
+    """
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise DataError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not folders:
+        raise DataError(f"{root}: holds no folders; expected one folder of images for each class")
+    names = tuple(p.name for p in folders)
+    if classes is None and set(names) <= _SPLIT_NAMES and any(p.is_dir() for f in folders for p in f.iterdir()):
+        raise DataError(
+            f"{root}: its folders {', '.join(names)} look like sets, not classes; "
+            f"name one as the source and another with --val, such as: {root / names[0]} --val {root / names[-1]}"
+        )
+    classes = names if classes is None else classes
+    unknown = [name for name in names if name not in classes]
+    if unknown:
+        raise DataError(f"{root}: class {unknown[0]!r} is not among the training set's: {', '.join(classes[:20])}")
+    files: list[str] = []
+    labels: list[int] = []
+    for class_folder in folders:
+        found = sorted(_files_below(class_folder))
+        files += [str(p.relative_to(root)) for p in found]
+        labels += [classes.index(class_folder.name)] * len(found)
+    if not files:
+        raise DataError(f"{root}: its {len(folders)} folders hold no files")
+    return Source(
+        str(root), classes, tuple(files), np.array(labels, dtype=np.int64), lambda i: (root / files[i]).read_bytes()
+    )
+
+
+def _files_below(folder: Path) -> list[Path]:
+    return [
+        Path(parent) / name
+        for parent, folders, names in os.walk(folder, followlinks=True)
+        for name in names
+        if not name.startswith(".")
+    ]
+
+
+def split(source: Source, fraction: float, seed: int) -> tuple[Source, Source]:
+    """(training, validation), `fraction` of each class in the latter, the same for the same seed.
+
+    A class of two images or more has at least one in each. Raises DataError.
+    """
+    if not 0.0 < fraction < 1.0:
+        raise DataError(f"--val {fraction}: a fraction lies between 0 and 1, both excluded")
+    chosen = np.zeros(len(source), dtype=bool)
+    for label in range(len(source.classes)):
+        rows = np.flatnonzero(source.labels == label)
+        if len(rows) < 2:
+            continue
+        n = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
+        chosen[rows[keys.permutation(len(rows), seed, 0, Purpose.SPLIT, label)[:n]]] = True
+    return source.subset(np.flatnonzero(~chosen)), source.subset(np.flatnonzero(chosen))
+
+
+# The 1,797 handwritten digits that come with scikit-learn, 8 x 8 pixels of 17 levels.
+_DIGIT_PIXELS = 38  # the side of the drawn digit
+_CANVAS_PIXELS = (46, 52)  # width and height of the image around it, smallest and largest
+
+
+def digits() -> Source:
+    """scikit-learn's digits, each drawn in two colours near a random place of an image of random size, as JPEG."""
+    from sklearn.datasets import (
+        load_digits,  # not needed by anything else, and slow to import
+    )
+
+    pixels, labels = load_digits(return_X_y=True)
+
+    def render(i: int) -> bytes:
+        return _render_digit(pixels[i].reshape(8, 8) / 16.0, i)
+
+    names = tuple(f"{label}/{i:04d}.jpg" for i, label in enumerate(labels))
+    return Source("scikit-learn's digits", tuple(str(d) for d in range(10)), names, labels.astype(np.int64), render)
+
+
+def _render_digit(ink: NDArray[np.float64], index: int) -> bytes:
+    w = keys.words(0, 0, np.array([2 * index, 2 * index + 1]), Purpose.DIGITS)
+    low, high = _CANVAS_PIXELS
+    width, height = (int(n) for n in low + keys.below(w[0, :2], high - low + 1))
+    left = int(keys.below(w[0, 2:3], width - _DIGIT_PIXELS + 1)[0])
+    top = int(keys.below(w[0, 3:4], height - _DIGIT_PIXELS + 1)[0])
+    paper = np.array([200.0, 200.0, 200.0]) + keys.below(w[1, :3], 56)
+    pen = np.frombuffer(w[1, 3:4].tobytes(), np.uint8)[:3] % 80
+    drawn = Image.fromarray((ink * 255).round().astype(np.uint8)).resize(
+        (_DIGIT_PIXELS, _DIGIT_PIXELS), Image.Resampling.BICUBIC
+    )
+    cover = np.zeros((height, width, 1))
+    cover[top : top + _DIGIT_PIXELS, left : left + _DIGIT_PIXELS, 0] = np.asarray(drawn) / 255.0
+    rgb = (paper * (1 - cover) + pen * cover).round().astype(np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(rgb).save(out, "JPEG", quality=90)
+    return out.getvalue()

@@ -19,7 +19,7 @@ from pipelines.shards import DataSet
 
 
 @dataclass(frozen=True)
-class Test:
+class Evaluation:
     """One net, tested on one data set. `scales`: Q in pixels, several are averaged."""
 
     checkpoint: Path
@@ -34,7 +34,7 @@ def dense_probabilities(dense: nn.Module, images: Tensor, mirror: bool) -> Tenso
     return torch.stack([F.softmax(dense(view).mean(dim=(2, 3)), dim=1) for view in views]).mean(dim=0)
 
 
-def test_share(test: Test, world: World, progress: Callable[[int], None] = lambda images: None) -> Totals:
+def evaluate_share(test: Evaluation, world: World, progress: Callable[[int], None] = lambda images: None) -> Totals:
     """This worker's part of the test; the parts of all workers add up to the data set.
 
     `progress` is told of images done, counted once a scale.

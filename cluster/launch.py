@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.evaluate import Test
+from cluster.evaluate import Evaluation
 from cluster.metrics import Totals
 from cluster.settings import ClusterSettings
 from cluster.train import Stage
@@ -33,7 +33,7 @@ import ray.train  # noqa: E402
 from ray.train.torch import TorchTrainer  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
-from cluster.worker import test_worker, train_worker  # noqa: E402
+from cluster.worker import evaluate_worker, train_worker  # noqa: E402
 
 Listen = Callable[[dict[str, Any]], None]
 
@@ -145,10 +145,10 @@ def train_stage(stage: Stage, on: Shape, max_failures: int, listen: Listen) -> N
         )
 
 
-def run_test(test: Test, on: Shape, rows: int, listen: Listen) -> Totals:
+def run_evaluation(test: Evaluation, on: Shape, rows: int, listen: Listen) -> Totals:
     """One net on one data set of `rows` images, over all workers. Raises TrainingError if an image was left out."""
     with _mailbox(listen) as mailbox:
-        task = ray.remote(test_worker).options(num_cpus=on.cpus, num_gpus=on.gpus, max_retries=3)
+        task = ray.remote(evaluate_worker).options(num_cpus=on.cpus, num_gpus=on.gpus, max_retries=3)
         parts = [task.remote(test, rank, on.workers, on.cpus, mailbox) for rank in range(on.workers)]
         try:
             totals = sum(ray.get(parts), Totals(0, 0.0, 0, 0))

@@ -55,13 +55,13 @@ class StageSettings(Settings):
     input_size: int = Field(224, ge=STRIDE, description="side of the crops in pixels, a multiple of 32")
     width: float = Field(1.0, gt=0, description="multiplies the widths of all hidden layers")
     dropout: float = Field(0.5, ge=0, lt=1, description="share of FC-1's and FC-2's outputs set to 0")
-    init: Init = Field(default_factory=lambda: Init())
+    init: Init = Field(default_factory=Init)
     batch: int = Field(256, ge=1, description="images of a step, over all workers")
     epochs: int = Field(74, ge=1, description="passes over the training set, at most")
     learning_rate: float = Field(0.01, gt=0, description="the first learning rate")
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0, description="of weights and biases")
-    plateau: Plateau = Field(default_factory=lambda: Plateau())
+    plateau: Plateau = Field(default_factory=Plateau)
     validation_scale: int | None = Field(
         None,
         ge=1,

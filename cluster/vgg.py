@@ -39,9 +39,6 @@ CONFIGURATIONS: dict[str, tuple[tuple[int, ...], ...]] = {
 BLOCK_WIDTHS = (64, 128, 256, 512, 512)
 FC_WIDTH = 4096
 STRIDE = 32  # of the whole net: five pools of stride 2
-# AlexNet's constants (Krizhevsky et al. 2012, section 3.3). LocalResponseNorm multiplies alpha by the mean of the
-# squares where they multiply the sum, hence size times their 1e-4.
-_LRN = {"size": 5, "alpha": 5e-4, "beta": 0.75, "k": 2.0}
 
 
 def convolutions(net: str) -> Iterator[Conv]:
@@ -75,7 +72,9 @@ class VGG(nn.Module):
             after = block_widths[conv.block - 1]
             self.add_module(conv.name, nn.Conv2d(before, after, conv.kernel, padding=conv.kernel // 2))
             before = after
-        self.lrn = nn.LocalResponseNorm(**_LRN) if net == "A-LRN" else nn.Identity()
+        # AlexNet's constants (Krizhevsky et al. 2012, section 3.3). LocalResponseNorm multiplies alpha by the mean of
+        # the squares where they multiply the sum, hence size times their 1e-4.
+        self.lrn = nn.LocalResponseNorm(size=5, alpha=5e-4, beta=0.75, k=2.0) if net == "A-LRN" else nn.Identity()
         self.fc1 = nn.Linear(before * (input_size // STRIDE) ** 2, hidden)
         self.fc2 = nn.Linear(hidden, hidden)
         self.fc3 = nn.Linear(hidden, classes)

@@ -8,7 +8,7 @@ import ray.train
 import ray.train.torch
 import torch
 
-from cluster.evaluate import Test, test_share
+from cluster.evaluate import Evaluation, evaluate_share
 from cluster.metrics import Totals
 from cluster.train import Log, Stage, train
 from cluster.world import World
@@ -32,12 +32,12 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     return {"error": None}
 
 
-def test_worker(test: Test, rank: int, size: int, threads: int, mailbox: Any) -> Totals:
+def evaluate_worker(test: Evaluation, rank: int, size: int, threads: int, mailbox: Any) -> Totals:
     """A Ray task: the part of worker `rank` of `size`."""
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
     post = _post(mailbox)
-    return test_share(
+    return evaluate_share(
         test, World(rank, size, device, threads), lambda images: post({"kind": "tested", "images": images})
     )
 

@@ -85,9 +85,10 @@ def _plan(options: argparse.Namespace) -> None:
     for decision in run.decisions(checked, options.only, options.fresh):
         stage = job.stages[decision.stage]
         steps = -(-checked.training.rows // stage.batch) * stage.epochs
+        start = stage.init.source or "random weights"
         print(
-            f"{decision.stage:<12} net {stage.net:<6} S {stage.scale[0]}-{stage.scale[1]}  at most {stage.epochs} epochs, "
-            f"{steps} steps of {stage.batch}  from {stage.init.source or 'random weights'}: "
+            f"{decision.stage:<12} net {stage.net:<6} S {stage.scale[0]}-{stage.scale[1]}  "
+            f"at most {stage.epochs} epochs, {steps} steps of {stage.batch}  from {start}: "
             f"{decision.action.value}, {decision.reason}"
         )
 

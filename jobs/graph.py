@@ -7,7 +7,9 @@ from graphlib import TopologicalSorter
 def in_order(sources: Mapping[str, str | None]) -> list[str]:
     """The stages, each after the one it starts from, otherwise as written. `sources`: stage to its source."""
     position = {name: i for i, name in enumerate(sources)}
-    sorter = TopologicalSorter({name: [source] if source in sources else [] for name, source in sources.items()})
+    sorter: TopologicalSorter[str] = TopologicalSorter()
+    for name, source in sources.items():
+        sorter.add(name, *([source] if source is not None and source in sources else []))
     sorter.prepare()
     ordered: list[str] = []
     ready: list[str] = []
@@ -20,7 +22,7 @@ def in_order(sources: Mapping[str, str | None]) -> list[str]:
 
 def needed(sources: Mapping[str, str | None], stage: str) -> list[str]:
     """`stage` and all that it starts from, first things first."""
-    chain = [stage]
+    chain: list[str] = [stage]
     while (source := sources[chain[-1]]) in sources:
         chain.append(str(source))
     return chain[::-1]

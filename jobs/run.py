@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import checkpoint, launch
-from cluster.evaluate import Test
+from cluster.evaluate import Evaluation
 from cluster.launch import Shape
 from cluster.metrics import Totals
 from cluster.settings import EvaluationSettings, StageSettings
@@ -213,7 +213,7 @@ class _Chain:
         trained = self._checked.job.stages[model]
         scales = tuple(settings.scales or (trained.test_scale,))
         mirror = trained.flip if settings.mirror is None else settings.mirror
-        test = Test(self._finished[model].delivered, self._checked.data.val, scales, mirror)
+        test = Evaluation(self._finished[model].delivered, self._checked.data.val, scales, mirror)
         totals = self._totals(test, self._checked.folders[model].key, f"{name}: {model}")
         row = Row(name, model, trained.net, trained.scale, scales, totals)
         errors = {"top1_error": 1 - totals.accuracy, "top5_error": 1 - totals.accuracy5}
@@ -222,7 +222,7 @@ class _Chain:
             self._tracker.metrics(self._runs[model], {f"test.{name}.{key}": value for key, value in errors.items()}, 0)
         return row
 
-    def _totals(self, test: Test, key: str, what: str) -> Totals:
+    def _totals(self, test: Evaluation, key: str, what: str) -> Totals:
         """The result of a test, from the storage if the same net was tested in the same way on the same data."""
         rows, data = self._checked.validation.rows, self._checked.validation.manifest.fingerprint
         identity = f"{key} {test.checkpoint.name} {data} {test.scales} {test.mirror}"
@@ -231,7 +231,7 @@ class _Chain:
         if known is not None:
             return Totals(**known)
         self._watch.begin(what, rows * len(test.scales))
-        totals = launch.run_test(test, self._shape, rows, self._watch.listen)
+        totals = launch.run_evaluation(test, self._shape, rows, self._watch.listen)
         self._watch.done()
         note.parent.mkdir(exist_ok=True)
         write_json(note, asdict(totals))

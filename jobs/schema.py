@@ -32,7 +32,7 @@ class Job(Settings):
     name: str = Field(pattern=f"^{NAME}$", description="names the run's folder and the MLflow experiment")
     data: Data | Literal["digits"] = Field(description="data sets, or `digits` for the ones that come with the program")
     storage: str = Field("~/verydeep", min_length=1, description="folder for all results, shared by all nodes")
-    cluster: ClusterSettings = Field(default_factory=lambda: ClusterSettings())
+    cluster: ClusterSettings = Field(default_factory=ClusterSettings)
     stages: dict[Annotated[str, Field(pattern=f"^{NAME}$")], StageSettings] = Field(min_length=1)
     evaluations: dict[str, EvaluationSettings] = Field(default_factory=dict)
 
@@ -205,8 +205,8 @@ def _known(loc: Sequence[str | int], content: Any) -> Iterator[str | int]:
     """A location of pydantic without what it adds to paths: names of union members, `[key]`."""
     at = content
     for i, part in enumerate(loc):
-        inside = (
-            (isinstance(at, dict) and part in at) or (isinstance(at, list) and isinstance(part, int) and part < len(at))
+        inside = (isinstance(at, dict) and part in at) or (
+            isinstance(at, list) and isinstance(part, int) and part < len(at)
         )
         if inside:
             at = at[part]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def, types
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 # What DALI's CPU and GPU decoders both read.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000")
@@ -41,7 +41,7 @@ def examine(encoded: bytes, statistics: bool) -> Verdict:
                     return Verdict(f"{image.format} is not among the formats {', '.join(FORMATS)}")
                 width, height = image.size
                 rgb = image.convert("RGB")
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         return Verdict("not an image")
     except Exception as error:  # Pillow's decoders raise whatever their format's code raises; the reason is kept
         return Verdict(f"cannot be decoded: {error}")

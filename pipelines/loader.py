@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 import torch
+import torch.utils.dlpack
 from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
 
@@ -220,7 +221,7 @@ def _gather(data: DataSet, get: Callable[[int], RowGroup], rows: Ints) -> tuple[
 def _run(graph: Pipeline, device: torch.device) -> Tensor:
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
     (output,) = graph.run(stream)
-    return torch.from_dlpack(output.as_tensor())
+    return torch.utils.dlpack.from_dlpack(output.as_tensor())
 
 
 def _batch(images: Tensor, labels: Ints, rows: Ints, total: int) -> Batch:

@@ -25,7 +25,7 @@ _SHUFFLED_ROWS = 16384  # rows in all streams' windows together; assumption: far
 
 @dataclass(frozen=True)
 class Order:
-    """`group_rows`: rows in each row group of the data set; `batch`: rows of a global batch, the last may be smaller."""
+    """`group_rows`: rows in each row group of the data set; `batch`: rows of a global batch."""
 
     group_rows: tuple[int, ...]
     batch: int

@@ -12,8 +12,8 @@ def rescale(encoded: bytes, shorter: int) -> Image.Image:
     image = Image.open(io.BytesIO(encoded)).convert("RGB")
     width, height = image.size
     factor = shorter / min(width, height)
-    size = tuple(shorter if side == min(width, height) else int(side * factor + 0.5) for side in (width, height))
-    return image.resize(size, Image.Resampling.BILINEAR)
+    new = [shorter if side == min(width, height) else int(side * factor + 0.5) for side in (width, height)]
+    return image.resize((new[0], new[1]), Image.Resampling.BILINEAR)
 
 
 def crop(

@@ -96,8 +96,8 @@ class Manifest:
             if statistics is not None:
                 mean, directions, deviations = (statistics[k] for k in ("mean_rgb", "rgb_components", "rgb_deviations"))
                 statistics = Statistics(tuple(mean), tuple(tuple(d) for d in directions), tuple(deviations))
-            lists = {name: tuple(raw.pop(name)) for name in ("classes", "class_rows")}
-            manifest = cls(shards=shards, statistics=statistics, **lists, **raw)
+            raw |= {name: tuple(raw[name]) for name in ("classes", "class_rows")}
+            manifest = cls(shards=shards, statistics=statistics, **raw)
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, DataError):
                 raise

@@ -1,4 +1,4 @@
-"""Where images come from: folders of files, and the digits of the demo. Each is a list of (name, label) and a reader."""
+"""Where images come from: folders of files, and the digits of the demo. Each is names, labels and a reader."""
 
 import io
 import os

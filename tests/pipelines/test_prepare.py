@@ -1,0 +1,104 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines import sources
+from pipelines.errors import DataError
+from pipelines.prepare import REPORT, Layout, prepare
+from pipelines.shards import DataSet
+from tests.conftest import encoded
+
+
+def test_every_image_arrives_byte_for_byte_with_its_label_and_size(picture_set: DataSet, pictures: Path) -> None:
+    seen = set()
+    for g in range(len(picture_set.manifest.group_rows)):
+        group = picture_set.read_group(g)
+        assert sum(len(e) for e in group.encoded) <= 20_000 or len(group.encoded) == 1
+        for i, name in enumerate(group.names):
+            assert bytes(group.encoded[i]) == (pictures / name).read_bytes()
+            assert picture_set.manifest.classes[group.labels[i]] == Path(name).parent.name
+            with Image.open(pictures / name) as image:
+                assert image.size == (group.widths[i], group.heights[i])
+            seen.add(name)
+    assert len(seen) == picture_set.rows == 60
+    assert len(picture_set.manifest.group_rows) > 4
+    assert len(picture_set.manifest.shards) > 1
+
+
+def test_statistics_are_those_of_the_pixels(picture_set: DataSet, pictures: Path) -> None:
+    images = [np.asarray(Image.open(p).convert("RGB"), np.float64).reshape(-1, 3) for p in pictures.rglob("*.*")]
+    mean = np.mean([x.mean(axis=0) for x in images], axis=0)
+    covariance = np.mean([(x - mean).T @ (x - mean) / len(x) for x in images], axis=0)
+    s = picture_set.manifest.statistics
+    assert s is not None
+    np.testing.assert_allclose(s.mean_rgb, mean, rtol=1e-9)
+    directions, deviations = np.asarray(s.rgb_components), np.asarray(s.rgb_deviations)
+    np.testing.assert_allclose(directions.T @ np.diag(deviations**2) @ directions, covariance, rtol=1e-6)
+    assert list(deviations) == sorted(deviations, reverse=True)
+
+
+def test_preparing_again_gives_the_same_data_set(pictures: Path, tmp_path: Path) -> None:
+    a = prepare(sources.folder(pictures), tmp_path / "a", seed=4)
+    b = prepare(sources.folder(pictures), tmp_path / "b", seed=4, threads=1)
+    c = prepare(sources.folder(pictures), tmp_path / "c", seed=5)
+    assert a.fingerprint == b.fingerprint != c.fingerprint
+
+
+def test_bad_files_are_left_out_and_listed(tmp_path: Path) -> None:
+    root = tmp_path / "src"
+    (root / "x").mkdir(parents=True)
+    good = encoded(50, 40, 1, "JPEG")
+    bad = {
+        "cut.jpg": good[: len(good) // 2],
+        "empty.jpg": b"",
+        "tail.jpg": good[:-2],
+        "text.jpg": b"hello",
+        "gif.gif": encoded(50, 40, 1, "GIF"),
+    }
+    for name, content in {**bad, "good.jpg": good, "gray.png": encoded(50, 40, 2)}.items():
+        (root / "x" / name).write_bytes(content)
+    manifest = prepare(sources.folder(root), tmp_path / "dest")
+    report = (tmp_path / "dest" / REPORT).read_text()
+    assert manifest.rows + manifest.rejected == 7
+    assert manifest.rows >= 2
+    for name in ("cut.jpg", "empty.jpg", "text.jpg", "gif.gif"):
+        assert f"x/{name}," in report
+    assert "good.jpg" not in report
+
+
+def test_a_split_is_by_class_and_reproducible(pictures: Path) -> None:
+    source = sources.folder(pictures)
+    train, val = sources.split(source, 0.25, 7)
+    assert sorted(train.names + val.names) == sorted(source.names)
+    assert np.bincount(val.labels).tolist() == [5, 5, 5]
+    assert sources.split(source, 0.25, 7)[1].names == val.names
+    assert sources.split(source, 0.25, 8)[1].names != val.names
+
+
+def test_what_cannot_be_prepared_is_told_in_one_line(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "hollow" / "a").mkdir(parents=True)
+    other = tmp_path / "other"
+    (other / "zebra").mkdir(parents=True)
+    (other / "zebra" / "1.png").write_bytes(b"x")
+    cases = [
+        (lambda: sources.folder(tmp_path / "none"), "no such folder"),
+        (lambda: sources.folder(tmp_path / "hollow" / "a"), "holds no folders"),
+        (lambda: sources.folder(tmp_path / "hollow"), "hold no files"),
+        (lambda: sources.folder(other, ("ant", "bee")), "class 'zebra' is not among the training set's"),
+        (lambda: sources.split(sources.folder(pictures), 1.5, 0), "between 0 and 1"),
+        (lambda: prepare(sources.folder(other), tmp_path / "d"), "none of its 1 files is an image"),
+        (lambda: prepare(sources.folder(pictures), tmp_path), "is there already"),
+        (lambda: DataSet.open(str(tmp_path / "no")), "no such data set"),
+        (lambda: DataSet.open(str(tmp_path)), "not a data set"),
+    ]
+    for call, message in cases:
+        with pytest.raises(DataError, match=message) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "d").exists()
+    prepare(sources.folder(pictures), tmp_path / "small", layout=Layout(), statistics=False)
+    (tmp_path / "small" / "part-00000.parquet").unlink()
+    with pytest.raises(DataError, match=r"lacks part-00000\.parquet"):
+        DataSet.open(str(tmp_path / "small"))

@@ -1,0 +1,37 @@
+"""Imports go one way: jobs -> cluster -> pipelines; big packages have a home."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MAY_IMPORT = {"pipelines": {"pipelines"}, "cluster": {"cluster", "pipelines"}, "jobs": {"jobs", "cluster", "pipelines"}}
+HOMES = {
+    "ray": {"cluster/launch.py", "cluster/worker.py"},
+    "mlflow": {"cluster/track.py"},
+    "yaml": {"jobs/schema.py"},
+    "nvidia": {"pipelines/audit.py", "pipelines/graphs.py", "pipelines/loader.py"},
+}
+
+
+def imported(file: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+    return {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_packages_import_only_what_lies_below_them(package: str) -> None:
+    files = list((ROOT / package).glob("*.py"))
+    assert len(files) >= 8
+    for file in files:
+        wrong = (imported(file) & set(MAY_IMPORT)) - MAY_IMPORT[package]
+        assert not wrong, f"{file} imports {wrong}"
+        for name, homes in HOMES.items():
+            if name in imported(file):
+                assert f"{package}/{file.name}" in homes, f"{file} imports {name}"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.pipeline import Pipeline
 
-from pipelines.augment import Draws
+from pipelines.augment import Draws, Ints
 
 Encoded = list[NDArray[np.uint8]]
 Floats = NDArray[np.float32]
@@ -24,15 +24,24 @@ Feed = tuple[
     NDArray[np.int32],  # (n,) 1 for a flip
     Floats,  # (n, 3) RGB to subtract
 ]
-WholeFeed = tuple[Encoded, Floats, Floats]  # as above, and (n, 2) height, width to cut from the middle
+WholeFeed = tuple[Encoded, Floats, Floats, Floats, Floats]  # as above up to x, and (n, 2) height, width of the crop
 
 
 def feed(encoded: Encoded, draws: Draws, crop: int) -> Feed:
     """What the source of `crops` returns for a batch. `crop`: the side that is cut out."""
-    # DALI takes a crop's corner as a share of the free space, and rounds back to whole pixels.
-    free = np.maximum(draws.sizes - crop, 1)
-    y, x = np.ascontiguousarray((draws.corners / free).T, dtype=np.float32)
+    y, x = _shares(draws.corners, draws.sizes - crop)
     return encoded, draws.sizes.astype(np.float32), y, x, draws.flips.astype(np.int32), draws.subtract
+
+
+def feed_wholes(encoded: Encoded, sizes: Ints, windows: Ints) -> WholeFeed:
+    """What the source of `wholes` returns for a batch. `windows`: (n, 2) height, width to cut from the middle."""
+    y, x = _shares((sizes - windows) // 2, sizes - windows)
+    return encoded, sizes.astype(np.float32), y, x, windows.astype(np.float32)
+
+
+def _shares(corners: Ints, free: Ints) -> Floats:
+    """(2, n) y and x of crops as shares of the free space: DALI takes them so, and rounds back to whole pixels."""
+    return np.ascontiguousarray((corners / np.maximum(free, 1)).T, dtype=np.float32)
 
 
 def crops(
@@ -86,10 +95,10 @@ def _crops(source: Callable[[], Feed], crop: int, pixel_std: float, mixed: bool)
 
 @pipeline_def
 def _wholes(source: Callable[[], WholeFeed], mean: list[float], pixel_std: float, mixed: bool) -> Any:
-    encoded, sizes, windows = fn.external_source(
-        source=source, num_outputs=3, batch=True, dtype=[types.UINT8, types.FLOAT, types.FLOAT]
+    encoded, sizes, y, x, windows = fn.external_source(
+        source=source, num_outputs=5, batch=True, dtype=[types.UINT8, *[types.FLOAT] * 4]
     )
-    return _tensor(rescaled(encoded, sizes, mixed), mean, pixel_std, crop=windows)
+    return _tensor(rescaled(encoded, sizes, mixed), mean, pixel_std, crop=windows, crop_pos_y=y, crop_pos_x=x)
 
 
 def _tensor(images: Any, subtract: Any, pixel_std: float, **window: Any) -> Any:

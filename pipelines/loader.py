@@ -138,8 +138,7 @@ class WholeBatches:
 
         def feed(encoded: graphs.Encoded, widths: Ints, heights: Ints) -> graphs.WholeFeed:
             sizes = augment.rescaled(widths, heights, shorter)
-            windows = augment.dense_windows(sizes, stride)
-            return encoded, sizes.astype(np.float32), windows.astype(np.float32)
+            return graphs.feed_wholes(encoded, sizes, augment.dense_windows(sizes, stride))
 
         self._passes = _Passes(data, plan, feed)
         self._graph = graphs.wholes(self._passes.source, mean, pixel_std, _WHOLE_IMAGES, seat.threads, seat.device_id)

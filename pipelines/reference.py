@@ -11,8 +11,7 @@ def rescale(encoded: bytes, shorter: int) -> Image.Image:
     """Decoded as RGB and rescaled, with an antialiased linear filter, so that the shorter side has `shorter` pixels."""
     image = Image.open(io.BytesIO(encoded)).convert("RGB")
     width, height = image.size
-    factor = shorter / min(width, height)
-    new = [shorter if side == min(width, height) else int(side * factor + 0.5) for side in (width, height)]
+    new = [int(side * shorter / min(width, height) + 0.5) for side in (width, height)]
     return image.resize((new[0], new[1]), Image.Resampling.BILINEAR)
 
 

@@ -1,0 +1,122 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs import graph, schema
+from jobs.cli import main
+from jobs.plan import Action, State, plan
+from pipelines.errors import SettingsError
+
+ROOT = Path(__file__).parent.parent.parent
+GOOD = """name: t
+data: digits
+storage: {storage}
+train: {{input_size: 32, width: 0.1, epochs: 1}}
+stages:
+  a: {{net: A, scale: 32}}
+  e: {{net: E, scale: [32, 48], init: {{from: a}}}}
+evaluations:
+  t: {{models: [e]}}
+"""
+
+
+def write(tmp_path: Path, text: str = GOOD) -> Path:
+    path = tmp_path / "job.yaml"
+    path.write_text(text.format(storage=tmp_path / "storage"))
+    return path
+
+
+# What is replaced in the good job, by what, and the line that a user sees.
+ERRORS = [
+    ("epochs: 1", "epoks: 1", "job.yaml:4: train.epoks: unknown key; did you mean epochs?"),
+    ("epochs: 1", "epochs: many", "job.yaml:4: train.epochs: input should be a valid integer"),
+    ("width: 0.1", "width: yes", "job.yaml:4: train.width: input should be a valid number"),
+    ("net: A", "net: F", "job.yaml:6: stages.a.net: input should be 'A', 'A-LRN', 'B', 'C', 'D' or 'E'"),
+    ("net: A, ", "", "job.yaml:6: stages.a.net: is missing"),
+    ("from: a", "from: aa", "job.yaml:7: stages.e.init.from: no stage is called 'aa'; did you mean a?"),
+    ("scale: 32}}", "scale: 32, init: {{from: e}}}}", "stages start from each other: a <- e <- a"),
+    ("scale: 32}}", "scale: 31}}", "job.yaml:6: stages.a.scale: S = 31 is smaller than the crop, input_size = 32"),
+    ("scale: 32}}", "scale: big}}", "job.yaml:6: stages.a.scale: expected a number of pixels, or [smallest, largest]"),
+    ("[32, 48]", "[48, 32]", "job.yaml:7: stages.e.scale: the smallest S (48) is above the largest (32)"),
+    ("scale: 32}}", "scale: 32, width: 0.2}}", "job.yaml:7: stages.e.init.from: width is 0.2 in stage a and 0.1"),
+    ("models: [e]", "models: [f]", "job.yaml:9: evaluations.t.models.0: no stage is called 'f'"),
+    ("models: [e]", "models: [e], scales: [16]", "evaluations.t.scales.0: Q = 16 is smaller than the input_size"),
+    ("name: t", "nam: t", "job.yaml:1: nam: unknown key; did you mean name?"),
+    ("name: t\n", "name: t\nname: u\n", "job.yaml:2: name: stands twice, first in line 1"),
+    ("input_size: 32", "input_size: 33", "input_size: 33 is not a multiple of 32"),
+    ("[32, 48]", "[32, 48", "not YAML"),
+    ("data: digits", "data: /no/such/place", "job.yaml:2: data"),
+    ("data: digits", "data: {{train: /no/train, val: /no/val}}", "/no/train: no such data set"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "message"), ERRORS)
+def test_a_wrong_job_is_one_clear_line_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, message: str
+) -> None:
+    assert old in GOOD
+    path = write(tmp_path, GOOD.replace(old, new, 1))
+    assert main(["run", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert all(line.startswith("verydeep: ") for line in error.splitlines())
+
+
+def test_all_errors_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, GOOD.replace("net: A", "net: F").replace("models: [e]", "modles: [e]"))
+    assert main(["run", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert "stages.a.net" in error
+    assert "modles" in error
+
+
+def test_stages_inherit_from_train_and_changes_override(tmp_path: Path) -> None:
+    job = schema.load(write(tmp_path), ["stages.e.epochs=7", "train.learning_rate=1e-3", "train.init.random=glorot"])
+    assert job.stages["a"].epochs == 1
+    assert job.stages["e"].epochs == 7
+    assert job.stages["e"].learning_rate == 0.001
+    assert job.stages["e"].init.source == "a"
+    assert job.stages["e"].init.random == "glorot"
+    with pytest.raises(SettingsError, match=r"--set train\.epox=1: train\.epox: unknown key"):
+        schema.load(write(tmp_path), ["train.epox=1"])
+    with pytest.raises(SettingsError, match="expected key"):
+        schema.load(write(tmp_path), ["epochs"])
+
+
+def test_the_resolved_job_reads_back_as_itself(tmp_path: Path) -> None:
+    job = schema.load(write(tmp_path))
+    (tmp_path / "resolved.yaml").write_text(schema.resolved(job))
+    assert schema.load(tmp_path / "resolved.yaml") == job
+
+
+def test_shipped_jobs_are_valid_and_executable() -> None:
+    files = sorted((ROOT / "jobs").glob("*.yaml"))
+    assert {f.name for f in files} >= {"demo.yaml", "vgg_a.yaml", "vgg_d.yaml", "vgg_e.yaml", "photos.yaml"}
+    for file in files:
+        schema.load(file)
+        assert file.read_text().startswith("#!/usr/bin/env -S python -m jobs\n")
+        assert file.stat().st_mode & 0o111
+
+
+def test_stages_come_after_what_they_start_from() -> None:
+    assert graph.in_order({"x": "y", "y": None, "z": "x", "w": None}) == ["y", "x", "z", "w"]
+
+
+def test_a_plan_says_what_and_why() -> None:
+    states = {"a": State(True, 5), "b": State(False, 2), "c": State(False, 0)}
+    actions = [d.action for d in plan(["a", "b", "c"], states, {"a", "b", "c"}, fresh=False)]
+    assert actions == [Action.REUSE, Action.RESUME, Action.TRAIN]
+    assert {d.action for d in plan(["a", "b"], states, {"a", "b"}, fresh=True)} == {Action.TRAIN}
+    assert plan(["a", "b"], states, {"b"}, fresh=False)[0].action is Action.SKIP
+
+
+def test_a_wrong_job_is_refused_through_its_first_line_too(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD.replace("epochs", "epoks"))
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs", str(path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "did you mean epochs?" in done.stderr

@@ -1,0 +1,127 @@
+"""The main job as users start it: `ray start --head`, then `ray job submit jobs/demo.yaml`. Some minutes."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+ROOT = Path(__file__).parent.parent.parent
+BIN = Path(sys.executable).parent
+STAGES = ("a", "e", "e-large", "e-jitter")
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Path]:
+    """A home of our own; short, since Ray's sockets lie below it."""
+    place = Path(tempfile.mkdtemp(prefix="vd"))
+    yield place
+    shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def ray_environment(home: Path) -> Iterator[dict[str, str]]:
+    """A cluster of one node, as `ray start --head` makes it in the repository's folder; the environment to use it."""
+    port, dashboard = free_port(), free_port()
+    environment = {
+        **{key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")},
+        "HOME": str(home),
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+    }
+    command = ["ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
+    with (home / "ray.log").open("w") as log:
+        head = subprocess.Popen(
+            [*command, f"--temp-dir={home}/r"], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        for _ in range(60):
+            listed = subprocess.run(["ray", "job", "list"], env=environment, capture_output=True, check=False)
+            if listed.returncode == 0:
+                break
+            assert head.poll() is None, (home / "ray.log").read_text()
+        assert listed.returncode == 0, listed.stderr.decode()
+        yield environment
+    finally:
+        head.send_signal(signal.SIGTERM)
+        head.wait(60)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def submit(folder: Path, environment: dict[str, str], *arguments: str) -> str:
+    done = subprocess.run(
+        ["ray", "job", "submit", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output[-5000:]
+    return output
+
+
+def runs(home: Path, job: str) -> tuple[Run, dict[str, Run]]:
+    """The job's run in MLflow, and its children by name."""
+    client = MlflowClient(f"sqlite:///{home}/verydeep/mlflow.db")
+    experiment = client.get_experiment_by_name(job)
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id])
+    parents = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+    assert len(parents) == 1
+    children = {r.info.run_name: r for r in found if r.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id}
+    assert {a.path for a in client.list_artifacts(parents[0].info.run_id)} == {"job.yaml", "results.csv", "results.md"}
+    for run in children.values():
+        assert client.list_artifacts(run.info.run_id, "checkpoints")
+        assert client.get_metric_history(run.info.run_id, "loss")
+    return parents[0], children
+
+
+def test_the_demo_reaches_its_accuracy_and_is_tracked(home: Path, ray_environment: dict[str, str]) -> None:
+    output = submit(ROOT, ray_environment, "jobs/demo.yaml")
+    assert "mlflow ui --backend-store-uri" in output
+    parent, children = runs(home, "demo")
+    assert set(children) == set(STAGES)
+    assert {run.info.status for run in (parent, *children.values())} == {"FINISHED"}
+    assert children["e"].data.params["net"] == "E"
+    assert children["e"].data.params["init.from"] == "a"
+    assert 0.0 <= parent.data.metrics["multi-scale.e-jitter.top1_error"] <= 0.05
+    lines = (home / "verydeep/runs/demo/results.csv").read_text().splitlines()
+    assert [line.split(",")[1] for line in lines[1:]] == [*STAGES, "e-jitter"]
+    assert {line.split(",")[5] for line in lines[1:]} == {"359"}
+
+    again = submit(ROOT, ray_environment, "jobs/demo.yaml")
+    assert again.count("done, finished after") == len(STAGES)
+
+
+def test_a_copy_of_the_repository_is_submitted_from_another_folder(
+    home: Path, ray_environment: dict[str, str], tmp_path: Path
+) -> None:
+    copy = tmp_path / "elsewhere"
+    copy.mkdir()
+    tracked = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in tracked.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copy / name)
+    job = copy / "jobs" / "demo.yaml"  # changed, so that it is certainly this copy that runs, and short
+    job.write_text(job.read_text().replace("name: demo", "name: copied"))
+    short = [argument for stage in STAGES for argument in ("--set", f"stages.{stage}.epochs=1")]
+    output = submit(copy, ray_environment, "--working-dir", ".", "--", "jobs/demo.yaml", *short)
+    assert "copied: 1438 images" in output
+    parent, children = runs(home, "copied")
+    assert set(children) == set(STAGES)
+    assert {run.info.status for run in (parent, *children.values())} == {"FINISHED"}

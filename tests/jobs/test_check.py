@@ -1,0 +1,75 @@
+"""What is found wrong with data sets and starting points before anything starts."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster import checkpoint
+from cluster.train import Stage, train
+from cluster.world import World
+from jobs import schema
+from jobs.check import check
+from jobs.cli import main
+from pipelines import sources
+from pipelines.prepare import prepare
+from tests.cluster.test_train import settings
+
+JOB = """name: t
+data: {{train: {train}, val: {val}}}
+storage: {storage}
+train: {{input_size: 32, width: 0.05, epochs: 1}}
+stages:
+  a: {{net: A, scale: 32{init}}}
+"""
+
+
+def write(tmp_path: Path, train: str, val: str, init: str = "") -> str:
+    path = tmp_path / "job.yaml"
+    path.write_text(JOB.format(train=train, val=val, storage=tmp_path / "storage", init=init))
+    return str(path)
+
+
+def told(job: str, capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(["run", job]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    return error
+
+
+def test_sets_that_do_not_belong_together(
+    pictures: Path, digits: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(sources.folder(pictures), tmp_path / "pictures", statistics=False)
+    mixed = told(write(tmp_path, digits[0], str(tmp_path / "pictures")), capsys)
+    assert "has 3 classes (ant, bee, cat), the training set 10 classes (0, 1, 2, ...)" in mixed
+    assert "prepared as a validation set" in told(write(tmp_path, digits[1], digits[1]), capsys)
+
+
+def test_a_net_of_other_classes_or_shape_is_no_start(
+    pictures: Path, digits: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(Stage("a", settings(epochs=1), *digits, tmp_path), World.single(), lambda r: None)
+    start = checkpoint.path_of(tmp_path, 1)
+    for name in ("x", "y"):
+        prepare(sources.folder(pictures), tmp_path / name)
+    init = f", init: {{from: {start}}}"
+    error = told(write(tmp_path, str(tmp_path / "x"), str(tmp_path / "y"), init), capsys)
+    assert "was trained on 10 classes (0, 1, 2, ...), the data set has 3 classes (ant, bee, cat)" in error
+    wide = told(write(tmp_path, *digits, init + ", width: 0.1"), capsys)
+    assert "has width 0.05, the stage 0.1" in wide
+    start.write_bytes(start.read_bytes()[:5000])
+    assert "not a whole checkpoint" in told(write(tmp_path, *digits, init), capsys)
+    assert "no such checkpoint" in told(write(tmp_path, *digits, ", init: {from: ./none.pt}"), capsys)
+
+
+def test_a_stages_key_changes_with_what_determines_it_and_with_nothing_else(
+    digits: tuple[str, str], tmp_path: Path
+) -> None:
+    def key(*changes: str) -> str:
+        return check(schema.load(write(tmp_path, *digits), changes)).folders["a"].key
+
+    assert key() == key("cluster.workers=2") == key("name=u") == key(f"storage={tmp_path / 'other'}")
+    different = {key(), key("train.epochs=2"), key("stages.a.seed=1"), key("train.plateau.drops=1")}
+    assert len(different) == 4
+    other = key(f"data.val={digits[0]}")
+    assert other not in different

@@ -53,6 +53,7 @@ def check(job: Job) -> Checked:
         )
     if training.manifest.statistics is None:
         raise DataError(f"data.train: {data.train} was prepared as a validation set: it has no mean colour")
+    data = Data(train=training.location.absolute, val=validation.location.absolute)
     order = graph.in_order({name: stage.init.source for name, stage in job.stages.items()})
     folders: dict[str, StageFolder] = {}
     for name in order:

@@ -9,6 +9,7 @@ class Action(Enum):
     REUSE = "done"
     RESUME = "goes on"
     TRAIN = "will run"
+    AGAIN = "will run again"
     SKIP = "left out"
 
 
@@ -35,7 +36,7 @@ def plan(order: list[str], states: Mapping[str, State], wanted: set[str], fresh:
         if stage not in wanted:
             decision = Decision(stage, Action.SKIP, "not asked for")
         elif fresh:
-            decision = Decision(stage, Action.TRAIN, "--fresh")
+            decision = Decision(stage, Action.AGAIN, "--fresh")
         elif state.finished:
             decision = Decision(stage, Action.REUSE, f"finished after {state.epochs} epochs")
         elif state.epochs:

@@ -147,7 +147,7 @@ class _Chain:
             if finished:
                 self._finished[name] = finished
             return
-        if decision.reason == "--fresh":
+        if decision.action is Action.AGAIN:
             folder.clear()
         folder.create()
         if decision.action is Action.REUSE:

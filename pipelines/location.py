@@ -33,6 +33,11 @@ class Location:
     def __truediv__(self, name: str) -> "Location":
         return Location(self.filesystem, f"{self.path.rstrip('/')}/{name}", f"{self.text.rstrip('/')}/{name}")
 
+    @property
+    def absolute(self) -> str:
+        """The same place for a process with another working folder."""
+        return self.text if "://" in self.text else self.path
+
     def __str__(self) -> str:
         return self.text
 

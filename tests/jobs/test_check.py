@@ -62,6 +62,15 @@ def test_a_net_of_other_classes_or_shape_is_no_start(
     assert "no such checkpoint" in told(write(tmp_path, *digits, ", init: {from: ./none.pt}"), capsys)
 
 
+def test_relative_places_are_made_absolute(
+    digits: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker has another working folder."""
+    monkeypatch.chdir(Path(digits[0]).parent)
+    checked = check(schema.load(write(tmp_path, "train", "./val")))
+    assert (checked.data.train, checked.data.val) == digits
+
+
 def test_a_stages_key_changes_with_what_determines_it_and_with_nothing_else(
     digits: tuple[str, str], tmp_path: Path
 ) -> None:

@@ -109,7 +109,7 @@ def test_a_plan_says_what_and_why() -> None:
     states = {"a": State(True, 5), "b": State(False, 2), "c": State(False, 0)}
     actions = [d.action for d in plan(["a", "b", "c"], states, {"a", "b", "c"}, fresh=False)]
     assert actions == [Action.REUSE, Action.RESUME, Action.TRAIN]
-    assert {d.action for d in plan(["a", "b"], states, {"a", "b"}, fresh=True)} == {Action.TRAIN}
+    assert {d.action for d in plan(["a", "b"], states, {"a", "b"}, fresh=True)} == {Action.AGAIN}
     assert plan(["a", "b"], states, {"b"}, fresh=False)[0].action is Action.SKIP
 
 

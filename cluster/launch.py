@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -162,7 +163,7 @@ def run_evaluation(test: Evaluation, on: Shape, rows: int, listen: Listen) -> To
 def _reason(error: BaseException) -> str:
     """The last line of the innermost error, which names it; the whole is in Ray's logs."""
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+    return re.sub(r"^pipelines\.errors\.\w+: ", "", lines[-1].strip()) if lines else type(error).__name__
 
 
 class _Mailbox:

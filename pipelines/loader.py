@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pipelines import augment, graphs
 from pipelines.augment import Ints, Recipe
+from pipelines.errors import DataError
 from pipelines.order import Order
 from pipelines.shards import DataSet, ReadAhead, RowGroup
 
@@ -219,7 +220,14 @@ def _gather(data: DataSet, get: Callable[[int], RowGroup], rows: Ints) -> tuple[
 
 def _run(graph: Pipeline, device: torch.device) -> Tensor:
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
-    (output,) = graph.run(stream)
+    try:
+        (output,) = graph.run(stream)
+    except RuntimeError as error:
+        _, _, found = str(error).partition("encountered:")
+        reason = (found or str(error)).strip().splitlines()[0]
+        raise DataError(
+            f"an image cannot be decoded, so its batch is lost; prepare the data set again: {reason}"
+        ) from error
     return torch.utils.dlpack.from_dlpack(output.as_tensor())
 
 

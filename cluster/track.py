@@ -46,7 +46,9 @@ class Tracker:
             if known is None:
                 # A server chooses its own place; a file store would put artifacts below the current folder.
                 place = (storage / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
-                self._experiment = self._client.create_experiment(experiment, place)
+                self._experiment = self._client.create_experiment(
+                    experiment, place, {"mlflow.experimentKind": "custom_model_development"}
+                )
             else:
                 self._experiment = known.experiment_id
         except (MlflowException, OSError) as error:

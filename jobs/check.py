@@ -43,8 +43,11 @@ def check(job: Job) -> Checked:
     if "://" in job.storage:
         raise SettingsError(f"storage: {job.storage}: expected a folder that all nodes share, not a URI")
     store = Store.of(job.root, job.name)
-    store.create()
-    data = _digits(job.root / "data" / _DIGITS) if isinstance(job.data, str) else job.data
+    if isinstance(job.data, str):
+        store.create()  # the digits go below the storage, too
+        data = _digits(job.root / "data" / _DIGITS)
+    else:
+        data = job.data
     training, validation = DataSet.open(data.train), DataSet.open(data.val)
     if training.manifest.classes != validation.manifest.classes:
         raise DataError(
@@ -65,6 +68,7 @@ def check(job: Job) -> Checked:
             _start_key(name, stage, folders, training.manifest.classes),
         )
         folders[name] = store.stage(name, key)
+    store.create()  # last: a job that is refused leaves nothing behind
     return Checked(job, store, data, training, validation, order, folders)
 
 

@@ -87,7 +87,7 @@ def _plan(options: argparse.Namespace) -> None:
         steps = -(-checked.training.rows // stage.batch) * stage.epochs
         start = stage.init.source or "random weights"
         print(
-            f"{decision.stage:<12} net {stage.net:<6} S {stage.scale[0]}-{stage.scale[1]}  "
+            f"{decision.stage:<12} net {stage.net:<6} S {run.scale_text(stage.scale):<10}  "
             f"at most {stage.epochs} epochs, {steps} steps of {stage.batch}  from {start}: "
             f"{decision.action.value}, {decision.reason}"
         )

@@ -140,7 +140,7 @@ class _Chain:
         folder = self._checked.folders[name]
         settings = self._checked.job.stages[name]
         self._watch.say(
-            f"\n{name}: net {settings.net}, S {_range(settings.scale)}: {decision.action.value}, {decision.reason}"
+            f"\n{name}: net {settings.net}, S {scale_text(settings.scale)}: {decision.action.value}, {decision.reason}"
         )
         if decision.action is Action.SKIP:
             finished = folder.finished()
@@ -239,7 +239,7 @@ class _Chain:
         return totals
 
 
-def _range(scale: tuple[int, int]) -> str:
+def scale_text(scale: tuple[int, int]) -> str:
     return str(scale[0]) if scale[0] == scale[1] else f"{scale[0]} to {scale[1]}"
 
 

@@ -41,6 +41,7 @@ def test_sets_that_do_not_belong_together(
 ) -> None:
     prepare(sources.folder(pictures), tmp_path / "pictures", statistics=False)
     mixed = told(write(tmp_path, digits[0], str(tmp_path / "pictures")), capsys)
+    assert not (tmp_path / "storage").exists()
     assert "has 3 classes (ant, bee, cat), the training set 10 classes (0, 1, 2, ...)" in mixed
     assert "prepared as a validation set" in told(write(tmp_path, digits[1], digits[1]), capsys)
 

@@ -79,8 +79,9 @@ class _Document:
 
     @classmethod
     def parse(cls, text: str, file: str) -> "_Document":
-        loader = _Loader(text)
+        loader = None
         try:
+            loader = _Loader(text)
             node = loader.get_single_node()
             if node is None:
                 raise SettingsError(f"{file}: the job file is empty")
@@ -92,7 +93,8 @@ class _Document:
             problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error).splitlines()[0]
             raise SettingsError(f"{where}: not YAML: {problem}") from error
         finally:
-            loader.dispose()
+            if loader is not None:
+                loader.dispose()
         if not isinstance(content, dict):
             raise SettingsError(f"{file}:1: a job file is a mapping of {', '.join(_KEYS)}")
         return cls(file, content, lines)
@@ -180,6 +182,8 @@ def _places(node: yaml.Node, path: Path_, file: str) -> Iterator[tuple[Path_, st
         seen: dict[str, int] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise SettingsError(f"{file}:{line}: a key is one word, not a list or a mapping")
             if key.value in seen:
                 name = ".".join(str(part) for part in (*path, key.value))
                 raise SettingsError(f"{file}:{line}: {name}: stands twice, first in line {seen[key.value]}")

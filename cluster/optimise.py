@@ -27,7 +27,7 @@ def schedule(accuracies: Sequence[float], rule: Plateau) -> Schedule:
     """
     drops, best, since = 0, float("-inf"), 0
     for accuracy in accuracies:
-        if accuracy >= best + rule.min_gain:
+        if accuracy > best and accuracy >= best + rule.min_gain:
             best, since = accuracy, 0
             continue
         since += 1

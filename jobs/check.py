@@ -1,5 +1,6 @@
 """All that can be found wrong with a job before a worker starts: data sets, classes, what stages start from."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def _start_key(
         return None
     if not is_file(source):
         return folders[source].key
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     card = checkpoint.load(path).card
     where = f"stages.{name}.init.from: {source}"
     if card.classes != classes:

@@ -21,6 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"verydeep: {line}", file=sys.stderr)
         return error.exit_status
+    except OSError as error:  # a disk that is full, a folder that may not be read
+        print(f"verydeep: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("verydeep: interrupted; the same command goes on after the last whole epoch", file=sys.stderr)
         return 130
@@ -121,6 +124,11 @@ def _write(training: Source, validation: Source | None, options: argparse.Namesp
     for name in parts:
         if (options.dest / name).exists() and not options.overwrite:
             raise DataError(f"{options.dest / name}: is there already; choose another place or give --overwrite")
+    if options.overwrite and validation is None and (options.dest / "val").exists():
+        raise DataError(
+            f"{options.dest / 'val'}: belongs to what is overwritten; give --val too, or remove it first: "
+            "its images may be among the new training set's"
+        )
     for name, source in parts.items():
         place = options.dest / name
         manifest = prepare(source, place, seed=options.seed, statistics=name == "train", overwrite=options.overwrite)

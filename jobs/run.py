@@ -1,5 +1,6 @@
 """Carries a plan out: stages in order, then tests, with everything tracked."""
 
+import os
 import signal
 import sys
 import warnings
@@ -165,7 +166,11 @@ class _Chain:
         source = settings.init.source
         start = None
         if source is not None:
-            start = self._finished[source].delivered if source in job.stages else Path(source).expanduser().absolute()
+            start = (
+                self._finished[source].delivered
+                if source in job.stages
+                else Path(os.path.expanduser(source)).absolute()
+            )
         tags = {"job": job.name, "stage": folder.name, "net": settings.net, "key": folder.key}
         run = _open(self._tracker, folder.path / "run.json", folder.name, self._parent, tags)
         self._runs[folder.name] = run

@@ -1,6 +1,7 @@
 """A job file: YAML to a `Job`, or all its errors at once, each with file, line and key."""
 
 import difflib
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class Job(Settings):
 
     @property
     def root(self) -> Path:
-        return Path(self.storage).expanduser().absolute()
+        return Path(os.path.expanduser(self.storage)).absolute()
 
 
 _KEYS = ("name", "data", "storage", "cluster", "train", "stages", "evaluations")

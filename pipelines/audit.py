@@ -15,7 +15,16 @@ from nvidia.dali import fn, pipeline_def, types
 from PIL import Image, UnidentifiedImageError
 
 # What DALI's CPU and GPU decoders both read.
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000")
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "BMP",
+    "WEBP",
+    "TIFF",
+    "PPM",
+    "JPEG2000",
+    "MPO",
+)  # MPO: JPEG of several pictures, as many cameras write it
 
 
 @dataclass(frozen=True)

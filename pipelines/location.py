@@ -23,7 +23,7 @@ class Location:
         """From a local path or a URI (`s3://`, `gs://`, `file://`, ...). Raises DataError."""
         text = os.fspath(text)
         if "://" not in text:
-            return cls(arrow_fs.LocalFileSystem(), str(Path(text).expanduser().absolute()), text)
+            return cls(arrow_fs.LocalFileSystem(), str(Path(os.path.expanduser(text)).absolute()), text)
         try:
             filesystem, path = arrow_fs.FileSystem.from_uri(text)
         except (ArrowException, ValueError, OSError) as error:

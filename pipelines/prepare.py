@@ -23,6 +23,7 @@ from pipelines.sources import Source
 
 REPORT = "rejected.csv"
 _BATCH = 32  # images that are checked together
+_DECODED_PIXELS = 24 << 20  # of them, decoded at once by a thread: 72 MiB
 
 
 @dataclass(frozen=True)
@@ -57,18 +58,22 @@ def prepare(
     all. `statistics` (of a training set) are the mean colour and the principal components of the colours.
     Raises DataError: `dest` is there already, or nothing is left.
     """
-    dest = dest.expanduser().absolute()
+    if "://" in str(dest) or ":/" in str(dest):
+        raise DataError(f"{dest}: a data set is prepared in a folder; copy it to an object store afterwards")
+    dest = Path(os.path.expanduser(dest)).absolute()
     if dest.exists() and not overwrite:
         raise DataError(f"{dest}: is there already; choose another place or give --overwrite")
-    dest.parent.mkdir(parents=True, exist_ok=True)
     aside = dest.with_name(f".{dest.name}.{os.getpid()}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
     try:
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
         manifest = _write(source, aside, seed, statistics, layout or Layout(), threads or os.cpu_count() or 1, dest)
-        if dest.exists():
+        if overwrite and dest.exists():
             shutil.rmtree(dest)
-        aside.rename(dest)
+        aside.rename(dest)  # fails if another preparation was quicker
+    except OSError as error:
+        raise DataError(f"{dest}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return manifest
@@ -121,9 +126,10 @@ def _checked(source: Source, seed: int, statistics: bool, threads: int) -> Itera
     def check(rows: np.ndarray) -> list[Image]:
         images = [_examined(source, int(i), statistics) for i in rows]
         good = [k for k, image in enumerate(images) if image.verdict.reason is None]
-        for k in audit.refused_by_dali([images[g].encoded for g in good], threads=1):
-            verdict = audit.Verdict("DALI's decoder does not take it")
-            images[good[k]] = replace(images[good[k]], verdict=verdict)
+        for part in _by_pixels(images, good):
+            for k in audit.refused_by_dali([images[g].encoded for g in part], threads=1):
+                verdict = audit.Verdict("DALI's decoder does not take it")
+                images[part[k]] = replace(images[part[k]], verdict=verdict)
         return images
 
     with ThreadPoolExecutor(threads) as pool:
@@ -134,6 +140,21 @@ def _checked(source: Source, seed: int, statistics: bool, threads: int) -> Itera
                 yield from under_way.popleft().result()
         while under_way:
             yield from under_way.popleft().result()
+
+
+def _by_pixels(images: list[Image], good: list[int]) -> Iterator[list[int]]:
+    """`good` in parts that a thread can decode at once: bounded in pixels, or one larger image."""
+    part: list[int] = []
+    pixels = 0
+    for g in good:
+        size = images[g].verdict.width * images[g].verdict.height
+        if part and pixels + size > _DECODED_PIXELS:
+            yield part
+            part, pixels = [], 0
+        part.append(g)
+        pixels += size
+    if part:
+        yield part
 
 
 def _examined(source: Source, i: int, statistics: bool) -> Image:

@@ -46,10 +46,20 @@ class DataSet:
         data = cls(location, Manifest.from_json(manifest.read_bytes(), str(manifest)))
         if data.rows == 0:
             raise DataError(f"{place}: the data set is empty")
-        missing = [s.file for s in data.manifest.shards if not (location / s.file).exists()]
-        if missing:
-            raise DataError(f"{place}: the data set lacks {', '.join(missing[:3])}: copy it again or prepare it again")
+        data._check_shards()
         return data
+
+    def _check_shards(self) -> None:
+        """Raises DataError if a shard is missing or has another length than the manifest says."""
+        shards = self.manifest.shards
+        try:
+            found = self.location.filesystem.get_file_info([(self.location / s.file).path for s in shards])
+        except OSError as error:
+            raise DataError(f"{self.location}: cannot be reached: {error}") from error
+        for shard, info in zip(shards, found, strict=True):
+            if info.size != shard.bytes:
+                what = "lacks" if info.size is None else f"has {info.size} bytes instead of {shard.bytes} in"
+                raise DataError(f"{self.location}: the data set {what} {shard.file}: copy it again or prepare it again")
 
     @property
     def rows(self) -> int:

@@ -46,7 +46,7 @@ def folder(path: str | os.PathLike[str], classes: tuple[str, ...] | None = None)
     `classes`: the classes of the training set, for its validation set; by default the folders' names, sorted.
     Raises DataError.
     """
-    root = Path(path).expanduser()
+    root = Path(os.path.expanduser(path))
     if not root.is_dir():
         raise DataError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
@@ -71,8 +71,17 @@ def folder(path: str | os.PathLike[str], classes: tuple[str, ...] | None = None)
     if not files:
         raise DataError(f"{root}: its {len(folders)} folders hold no files")
     return Source(
-        str(root), classes, tuple(files), np.array(labels, dtype=np.int64), lambda i: (root / files[i]).read_bytes()
+        str(root),
+        tuple(map(_text, classes)),
+        tuple(map(_text, files)),
+        np.array(labels, dtype=np.int64),
+        lambda i: (root / files[i]).read_bytes(),
     )
+
+
+def _text(name: str) -> str:
+    """A file's name as text that can be stored, also where it is not UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _files_below(folder: Path) -> list[Path]:
@@ -98,6 +107,8 @@ def split(source: Source, fraction: float, seed: int) -> tuple[Source, Source]:
             continue
         n = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
         chosen[rows[keys.permutation(len(rows), seed, 0, Purpose.SPLIT, label)[:n]]] = True
+    if not chosen.any():
+        raise DataError(f"{source.description}: no class has two images, so none can be set apart for validation")
     return source.subset(np.flatnonzero(~chosen)), source.subset(np.flatnonzero(chosen))
 
 

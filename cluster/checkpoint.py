@@ -7,8 +7,8 @@ Loading executes no code (`weights_only`).
 """
 
 import os
-import pickle
 import re
+import time
 import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from cluster.vgg import VGG
 from pipelines.errors import CheckpointError
 
 VERSION = 1
+_ABANDONED_SECONDS = 3600
 _NAME = re.compile(r"epoch-(\d{4,})\.pt")
 
 
@@ -106,19 +107,22 @@ def load(path: Path) -> Checkpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such checkpoint") from error
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path}: not a whole checkpoint: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # a damaged file makes the unpickler raise anything
+        raise CheckpointError(f"{path}: not a whole checkpoint") from error
     if not isinstance(content, dict) or content.get("version") != VERSION:
         raise CheckpointError(f"{path}: not a checkpoint of this version of the program")
-    card = content["card"]
-    tuples = {name: tuple(card[name]) for name in ("classes", "mean_rgb", "scale")}
-    return Checkpoint(
-        Card(**{**card, **tuples}),
-        content["weights"],
-        content["optimiser"],
-        Progress([Epoch(**epoch) for epoch in content["progress"]["epochs"]]),
-        content["settings"],
-    )
+    try:
+        card = content["card"]
+        tuples = {name: tuple(card[name]) for name in ("classes", "mean_rgb", "scale")}
+        return Checkpoint(
+            Card(**{**card, **tuples}),
+            content["weights"],
+            content["optimiser"],
+            Progress([Epoch(**epoch) for epoch in content["progress"]["epochs"]]),
+            content["settings"],
+        )
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint of this program: {error}") from error
 
 
 def newest(folder: Path) -> Checkpoint | None:
@@ -136,12 +140,13 @@ def path_of(folder: Path, epoch: int) -> Path:
 
 
 def prune(folder: Path, keep: set[int]) -> None:
-    """Deletes the checkpoints of all epochs but these, and what an interrupted `save` left."""
+    """Deletes the checkpoints of all epochs but these, and what a `save` that was interrupted long ago left."""
     for epoch, path in _files(folder).items():
         if epoch not in keep:
             path.unlink(missing_ok=True)
     for part in folder.glob("epoch-*.part"):
-        part.unlink(missing_ok=True)
+        if time.time() - part.stat().st_mtime > _ABANDONED_SECONDS:
+            part.unlink(missing_ok=True)
 
 
 def _files(folder: Path) -> dict[int, Path]:

@@ -3,7 +3,9 @@
 import logging
 import os
 import re
+import signal
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,6 +41,7 @@ from cluster.worker import evaluate_worker, train_worker  # noqa: E402
 Listen = Callable[[dict[str, Any]], None]
 
 _POLL_SECONDS = 0.25
+_QUIET_SECONDS = 60  # after which a person is told that workers say nothing; then after twice as long, and so on
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def connect() -> str:
     if not ray.is_initialized():
         try:
             ray.init(log_to_driver=False, logging_level=logging.WARNING)
-        except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise ClusterError(f"the Ray cluster cannot be reached: {str(error).strip().splitlines()[0]}") from error
     for name in ("ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -136,10 +139,16 @@ def train_stage(stage: Stage, on: Shape, max_failures: int, listen: Listen) -> N
                 failure_config=ray.train.FailureConfig(max_failures=max_failures),
             ),
         )
+        interrupt = signal.getsignal(signal.SIGINT)
         try:
             result = trainer.fit()
+        except SystemExit as error:  # Ray's own answer to Ctrl-C
+            raise KeyboardInterrupt from error
         except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
             raise TrainingError(f"stage {stage.name}: {_reason(error)}") from error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, interrupt)  # Ray's handler would outlive the training
     if result.return_value is None or result.return_value["error"] is not None:
         raise TrainingError(
             (result.return_value or {"error": f"stage {stage.name}: no worker came to its end"})["error"]
@@ -161,9 +170,10 @@ def run_evaluation(test: Evaluation, on: Shape, rows: int, listen: Listen) -> To
 
 
 def _reason(error: BaseException) -> str:
-    """The last line of the innermost error, which names it; the whole is in Ray's logs."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return re.sub(r"^pipelines\.errors\.\w+: ", "", lines[-1].strip()) if lines else type(error).__name__
+    """The line that names an error of ours, or else the last one; the whole is in Ray's logs."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    ours = [line for line in lines if re.match(r"pipelines\.errors\.\w+: ", line)]
+    return ours[0].partition(": ")[2] if ours else lines[-1] if lines else type(error).__name__
 
 
 class _Mailbox:
@@ -188,10 +198,15 @@ def _mailbox(listen: Listen) -> Iterator[Any]:
     ended = threading.Event()
 
     def deliver() -> None:
+        heard, patience = time.monotonic(), _QUIET_SECONDS
         while True:
             last = ended.wait(_POLL_SECONDS)
             for record in ray.get(actor.take.remote()):
                 listen(record)
+                heard, patience = time.monotonic(), _QUIET_SECONDS
+            if time.monotonic() - heard > patience:
+                listen({"kind": "quiet", "seconds": patience})
+                patience *= 2
             if last:
                 return
 

@@ -13,7 +13,7 @@ assert set(Net.__args__) == set(CONFIGURATIONS)  # type: ignore[attr-defined]
 class Settings(BaseModel):
     """Frozen, complete, and closed: an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True, allow_inf_nan=False)
 
 
 def _scale(value: Any) -> Any:
@@ -59,7 +59,7 @@ class StageSettings(Settings):
     batch: int = Field(256, ge=1, description="images of a step, over all workers")
     epochs: int = Field(74, ge=1, description="passes over the training set, at most")
     learning_rate: float = Field(0.01, gt=0, description="the first learning rate")
-    momentum: float = Field(0.9, ge=0, lt=1)
+    momentum: float = Field(0.9, ge=0, lt=1, description="share of the last step that is taken again")
     weight_decay: float = Field(5e-4, ge=0, description="of weights and biases")
     plateau: Plateau = Field(default_factory=Plateau)
     validation_scale: int | None = Field(
@@ -95,7 +95,7 @@ class StageSettings(Settings):
 
 
 class ClusterSettings(Settings):
-    """What the job takes of the cluster; it has no influence on what is computed."""
+    """What the job takes of the cluster: of influence on time, and on results only through dropout and rounding."""
 
     workers: int = Field(1, ge=1, description="training processes, each with its share of the batch")
     gpus_per_worker: Literal["auto", 0, 1] = Field("auto", description="auto: 1 if the cluster has one for each")

@@ -1,7 +1,7 @@
 """MLflow: a run for a job, and under it one for each stage.
 
 Calls are made in order on a thread of their own, so that a slow server slows nothing; while the server cannot be
-reached they wait, with one warning, and what is still waiting a while after the end is given up by name.
+reached they wait, with a warning, and what still cannot be delivered a while after the end is given up and counted.
 """
 
 import logging
@@ -23,8 +23,8 @@ from mlflow.exceptions import MlflowException
 
 from pipelines.errors import ClusterError
 
-_RETRY_SECONDS = 5.0
-_CLOSING_SECONDS = 60.0
+_RETRY_SECONDS = 2.0
+_CLOSING_SECONDS = 30.0
 
 
 def default_uri(storage: Path) -> str:
@@ -52,9 +52,9 @@ class Tracker:
             else:
                 self._experiment = known.experiment_id
         except (MlflowException, OSError) as error:
-            raise ClusterError(f"MLflow at {uri} cannot be used: {str(error).splitlines()[0]}") from error
+            raise ClusterError(f"MLflow at {uri} cannot be used: {_first_line(error)}") from error
         self._calls: queue.Queue[tuple[str, Callable[[], None]] | None] = queue.Queue()
-        self._closing = threading.Event()
+        self._failing_since: float | None = None
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
@@ -70,7 +70,7 @@ class Tracker:
             parents = {"mlflow.parentRunId": parent} if parent else {}
             run = self._client.create_run(self._experiment, run_name=name, tags={**tags, **parents})
         except (MlflowException, OSError) as error:
-            raise ClusterError(f"MLflow at {self.uri} cannot be used: {str(error).splitlines()[0]}") from error
+            raise ClusterError(f"MLflow at {self.uri} cannot be used: {_first_line(error)}") from error
         return str(run.info.run_id)
 
     def parameters(self, run: str, values: Mapping[str, Any]) -> None:
@@ -93,11 +93,18 @@ class Tracker:
         self._call("the end of a run", lambda: self._client.set_terminated(run, status))
 
     def close(self) -> None:
-        self._closing.set()
+        """Waits for all calls, as long as they succeed."""
+        began = time.monotonic()
         self._calls.put(None)
-        self._thread.join(_CLOSING_SECONDS)
+        while self._thread.is_alive():
+            self._thread.join(0.2)
+            failing = self._failing_since
+            if failing is not None and time.monotonic() - max(failing, began) > _CLOSING_SECONDS:
+                break
         if self._thread.is_alive():
-            warnings.warn(f"MLflow at {self.uri} does not answer: {self._calls.qsize()} calls are lost", stacklevel=2)
+            warnings.warn(
+                f"MLflow at {self.uri} does not answer: {self._calls.qsize()} calls and more are lost", stacklevel=2
+            )
 
     def _call(self, what: str, call: Callable[[], None]) -> None:
         self._calls.put((what, call))
@@ -105,24 +112,35 @@ class Tracker:
     def _work(self) -> None:
         while (item := self._calls.get()) is not None:
             what, call = item
-            warned, started = False, time.monotonic()
             while True:
                 try:
                     call()
+                    self._failing_since = None
                     break
-                except (MlflowException, OSError) as error:
-                    if not warned:
-                        warnings.warn(f"MLflow at {self.uri}: {what}: {str(error).splitlines()[0]}", stacklevel=1)
-                        warned = True
-                    if _permanent(error) or (self._closing.is_set() and time.monotonic() - started > _RETRY_SECONDS):
+                except Exception as error:  # artifact stores raise errors of their own; tracking never stops training
+                    if self._failing_since is None:
+                        warnings.warn(f"MLflow at {self.uri}: {what}: {_first_line(error)}", stacklevel=1)
+                        self._failing_since = time.monotonic()
+                    if _permanent(error):
+                        self._failing_since = None
                         break
-                    self._closing.wait(_RETRY_SECONDS)
+                    time.sleep(_RETRY_SECONDS)
 
 
 def _permanent(error: BaseException) -> bool:
-    """Whether trying again is of no use: the store was reached, and refused."""
-    codes = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "BAD_REQUEST")
-    return isinstance(error, MlflowException) and error.error_code in codes
+    """Whether trying again is of no use: the store was reached, and refused, or the call itself is at fault."""
+    if isinstance(error, MlflowException):
+        return error.error_code in (
+            "INVALID_PARAMETER_VALUE",
+            "RESOURCE_DOES_NOT_EXIST",
+            "PERMISSION_DENIED",
+            "BAD_REQUEST",
+        )
+    return not isinstance(error, OSError) or isinstance(error, PermissionError | FileNotFoundError)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -192,7 +192,7 @@ def _reporter(
         if not math.isfinite(totals.loss):
             raise TrainingError(
                 f"stage {stage.name}: the loss is {totals.loss} in epoch {epoch + 1} before step {step}; "
-                f"the learning rate was {rate:g}. The checkpoint of the epoch before is kept"
+                f"the learning rate was {rate:g}. Checkpoints of earlier epochs are kept"
             )
         images += totals.images
         line = step * _LINES_PER_EPOCH // steps

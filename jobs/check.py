@@ -43,12 +43,13 @@ def check(job: Job) -> Checked:
     """Raises DataError, SettingsError or CheckpointError, one line each."""
     if "://" in job.storage:
         raise SettingsError(f"storage: {job.storage}: expected a folder that all nodes share, not a URI")
+    if not job.storage.startswith(("/", "~")):
+        raise SettingsError(
+            f"storage: {job.storage}: expected a whole path (from / or ~): a submitted job has another working folder"
+        )
     store = Store.of(job.root, job.name)
-    if isinstance(job.data, str):
-        store.create()  # the digits go below the storage, too
-        data = _digits(job.root / "data" / _DIGITS)
-    else:
-        data = job.data
+    store.check()
+    data = _digits(job.root / "data" / _DIGITS) if isinstance(job.data, str) else job.data
     training, validation = DataSet.open(data.train), DataSet.open(data.val)
     if training.manifest.classes != validation.manifest.classes:
         raise DataError(
@@ -69,7 +70,6 @@ def check(job: Job) -> Checked:
             _start_key(name, stage, folders, training.manifest.classes),
         )
         folders[name] = store.stage(name, key)
-    store.create()  # last: a job that is refused leaves nothing behind
     return Checked(job, store, data, training, validation, order, folders)
 
 

@@ -18,11 +18,3 @@ def in_order(sources: Mapping[str, str | None]) -> list[str]:
         ordered.append(ready.pop(0))
         sorter.done(ordered[-1])
     return ordered
-
-
-def needed(sources: Mapping[str, str | None], stage: str) -> list[str]:
-    """`stage` and all that it starts from, first things first."""
-    chain: list[str] = [stage]
-    while (source := sources[chain[-1]]) in sources:
-        chain.append(str(source))
-    return chain[::-1]

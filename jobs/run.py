@@ -20,7 +20,7 @@ from cluster.track import Tracker, default_uri
 from cluster.train import Stage
 from jobs import report, schema
 from jobs.check import Checked
-from jobs.graph import needed
+from jobs.fingerprint import file_hash
 from jobs.plan import Action, Decision, plan
 from jobs.report import Row
 from jobs.store import Finished, StageFolder, read_json, write_json, write_text
@@ -47,9 +47,9 @@ def decisions(checked: Checked, only: str | None, fresh: bool) -> list[Decision]
         if only not in job.stages:
             raise SettingsError(f"--only {only}: there is no such stage; there are {', '.join(job.stages)}")
         wanted = {only}
-        for before in needed({name: s.init.source for name, s in job.stages.items()}, only)[:-1]:
-            if not states[before].finished:
-                raise SettingsError(f"--only {only}: it starts from {before}, which is not done yet")
+        source = job.stages[only].init.source
+        if source in states and not states[source].finished:
+            raise SettingsError(f"--only {only}: it starts from {source}, which is not done yet")
     return plan(checked.order, states, wanted, fresh)
 
 
@@ -61,6 +61,7 @@ def run(checked: Checked, only: str | None = None, fresh: bool = False) -> list[
     cluster = launch.connect()
     try:
         shape = launch.shape(checked.job.cluster)
+        checked.store.create()
         watch.say(f"Ray: {cluster}; {_describe(shape)}")
         with _interruptible(), _tracked(checked) as (tracker, parent):
             chain = _Chain(checked, shape, watch, tracker, parent)
@@ -171,12 +172,16 @@ class _Chain:
                 if source in job.stages
                 else Path(os.path.expanduser(source)).absolute()
             )
-        tags = {"job": job.name, "stage": folder.name, "net": settings.net, "key": folder.key}
+        tags = {
+            "job": job.name,
+            "stage": folder.name,
+            "net": settings.net,
+            "key": folder.key,
+            "workers": str(self._shape.workers),
+        }
         run = _open(self._tracker, folder.path / "run.json", folder.name, self._parent, tags)
         self._runs[folder.name] = run
-        self._tracker.parameters(
-            run, {**settings.model_dump(by_alias=True, mode="json"), "workers": self._shape.workers}
-        )
+        self._tracker.parameters(run, settings.model_dump(by_alias=True, mode="json"))
         stage = Stage(folder.name, settings, data.train, data.val, folder.path, start)
         try:
             launch.train_stage(stage, self._shape, job.cluster.max_failures, lambda record: self._listen(run, record))
@@ -230,7 +235,7 @@ class _Chain:
     def _totals(self, test: Evaluation, key: str, what: str) -> Totals:
         """The result of a test, from the storage if the same net was tested in the same way on the same data."""
         rows, data = self._checked.validation.rows, self._checked.validation.manifest.fingerprint
-        identity = f"{key} {test.checkpoint.name} {data} {test.scales} {test.mirror}"
+        identity = f"{key} {file_hash(str(test.checkpoint))} {data} {test.scales} {test.mirror}"
         note = self._checked.store.root / "tests" / f"{sha256(identity.encode()).hexdigest()[:16]}.json"
         known = read_json(note)
         if known is not None:

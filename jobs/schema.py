@@ -35,7 +35,7 @@ class Job(Settings):
     storage: str = Field("~/verydeep", min_length=1, description="folder for all results, shared by all nodes")
     cluster: ClusterSettings = Field(default_factory=ClusterSettings)
     stages: dict[Annotated[str, Field(pattern=f"^{NAME}$")], StageSettings] = Field(min_length=1)
-    evaluations: dict[str, EvaluationSettings] = Field(default_factory=dict)
+    evaluations: dict[Annotated[str, Field(pattern=f"^{NAME}$")], EvaluationSettings] = Field(default_factory=dict)
 
     @property
     def root(self) -> Path:
@@ -88,7 +88,9 @@ class _Document:
                 raise SettingsError(f"{file}: the job file is empty")
             lines = dict(_places(node, (), file))
             content = loader.construct_document(node)
-        except (yaml.MarkedYAMLError, yaml.reader.ReaderError) as error:
+        except SettingsError:
+            raise
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             mark = getattr(error, "problem_mark", None)
             where = f"{file}:{mark.line + 1}" if mark else file
             problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error).splitlines()[0]
@@ -108,7 +110,7 @@ class _Document:
             raise SettingsError(f"--set {change}: expected key.path=value, such as train.epochs=10")
         try:
             parsed = yaml.load(value, _Loader)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise SettingsError(f"--set {change}: the value is not YAML") from error
         at: Any = self.content
         for part in parts[:-1]:

@@ -69,6 +69,14 @@ class Store:
     def of(cls, storage: Path, job: str) -> "Store":
         return cls(storage / "runs" / job)
 
+    def check(self) -> None:
+        """Raises ClusterError if the folder could not be made; makes nothing."""
+        there = next(place for place in (self.root, *self.root.parents) if place.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            raise ClusterError(
+                f"storage: {self.root} cannot be written: {there} is not a folder that may be written to"
+            )
+
     def create(self) -> None:
         """Raises ClusterError if the storage cannot be written."""
         try:

@@ -35,6 +35,8 @@ class Watch:
                 f"validation {record['validation_accuracy']:.3f}  {record['images_per_second']:.0f} images/s  "
                 f"rate {record['learning_rate']:g}  {record['seconds']:.1f} s"
             )
+        elif kind == "quiet":
+            self.say(f"no word from the workers for {record['seconds']} s; they may be waiting for free CPUs or GPUs")
         elif kind == "tested" and self._bar is not None:
             self._bar.update(record["images"])
 

@@ -223,10 +223,12 @@ def _run(graph: Pipeline, device: torch.device) -> Tensor:
     try:
         (output,) = graph.run(stream)
     except RuntimeError as error:
-        _, _, found = str(error).partition("encountered:")
-        reason = (found or str(error)).strip().splitlines()[0]
+        operator, _, found = str(error).partition("encountered:")
+        if "decoders" not in operator or not found.strip():
+            raise
+        reason = found.strip().splitlines()[0]
         raise DataError(
-            f"an image cannot be decoded, so its batch is lost; prepare the data set again: {reason}"
+            f"an image cannot be decoded and costs its batch; prepare the data set again: {reason}"
         ) from error
     return torch.utils.dlpack.from_dlpack(output.as_tensor())
 

@@ -52,7 +52,7 @@ def folder(path: str | os.PathLike[str], classes: tuple[str, ...] | None = None)
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not folders:
         raise DataError(f"{root}: holds no folders; expected one folder of images for each class")
-    names = tuple(p.name for p in folders)
+    names = tuple(_text(p.name) for p in folders)
     if classes is None and set(names) <= _SPLIT_NAMES and any(p.is_dir() for f in folders for p in f.iterdir()):
         raise DataError(
             f"{root}: its folders {', '.join(names)} look like sets, not classes; "
@@ -67,12 +67,12 @@ def folder(path: str | os.PathLike[str], classes: tuple[str, ...] | None = None)
     for class_folder in folders:
         found = sorted(_files_below(class_folder))
         files += [str(p.relative_to(root)) for p in found]
-        labels += [classes.index(class_folder.name)] * len(found)
+        labels += [classes.index(_text(class_folder.name))] * len(found)
     if not files:
         raise DataError(f"{root}: its {len(folders)} folders hold no files")
     return Source(
         str(root),
-        tuple(map(_text, classes)),
+        classes,
         tuple(map(_text, files)),
         np.array(labels, dtype=np.int64),
         lambda i: (root / files[i]).read_bytes(),

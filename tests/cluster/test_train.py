@@ -32,6 +32,7 @@ def test_the_plateau_rule_drops_and_ends() -> None:
     assert optimise.schedule([*rises, 0.305, 0.309, 0.31], rule) == optimise.Schedule(1, False)
     assert optimise.schedule([*rises, *[0.3] * 4], rule) == optimise.Schedule(2, False)
     assert optimise.schedule([*rises, *[0.3] * 6], rule) == optimise.Schedule(2, True)
+    assert optimise.schedule([0.1] * 7, Plateau(patience=2, min_gain=0, drops=2)) == optimise.Schedule(2, True)
     assert optimise.Schedule(2, False).rate(0.01, 10) == pytest.approx(1e-4)
 
 
@@ -82,6 +83,13 @@ def test_a_torn_checkpoint_is_passed_over_and_foreign_files_are_refused(
         found = checkpoint.newest(tmp_path)
     assert found is not None
     assert len(found.progress.epochs) == 1
+    for content in (b"", b"name: demo\n", good.read_bytes()[:500]):
+        checkpoint.path_of(tmp_path, 3).write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"epoch-0003\.pt: not a whole checkpoint$"):
+            checkpoint.load(checkpoint.path_of(tmp_path, 3))
+    torch.save({"version": 1}, checkpoint.path_of(tmp_path, 3))
+    with pytest.raises(CheckpointError, match="not a checkpoint of this program: 'card'"):
+        checkpoint.load(checkpoint.path_of(tmp_path, 3))
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         checkpoint.load(tmp_path / "none.pt")
 

@@ -49,6 +49,12 @@ ERRORS = [
     ("name: t\n", "name: t\nname: u\n", "job.yaml:2: name: stands twice, first in line 1"),
     ("input_size: 32", "input_size: 33", "input_size: 33 is not a multiple of 32"),
     ("[32, 48]", "[32, 48", "not YAML"),
+    ("name: t", "name: 2024-13-01", "not YAML"),
+    ("name: t", "name: &a [*a]", "job.yaml"),
+    ("width: 0.1", "width: .inf", "job.yaml:4: train.width: input should be a finite number"),
+    ("  t: {{", '  "S=256 (dense)": {{', "job.yaml:9: evaluations.S=256 (dense)"),
+    ("storage: {storage}", "storage: runs", "storage: runs: expected a whole path (from / or ~)"),
+    ("storage: {storage}", "storage: /etc/passwd/no", "storage: /etc/passwd/no/runs/t cannot be written"),
     ("data: digits", "data: /no/such/place", "job.yaml:2: data"),
     ("data: digits", "data: {{train: /no/train, val: /no/val}}", "/no/train: no such data set"),
 ]

@@ -68,6 +68,31 @@ def test_bad_files_are_left_out_and_listed(tmp_path: Path) -> None:
     assert "good.jpg" not in report
 
 
+def test_a_preparation_that_comes_second_leaves_the_first_alone(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both found the place free when they began."""
+    first = prepare(sources.folder(pictures), tmp_path / "d")
+    monkeypatch.setattr(Path, "exists", lambda self: False)
+    with pytest.raises(DataError, match="cannot be written"):
+        prepare(sources.folder(pictures), tmp_path / "d", seed=1)
+    monkeypatch.undo()
+    assert DataSet.open(str(tmp_path / "d")).manifest == first
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
+def test_pictures_of_cameras_and_names_that_are_not_utf8_are_taken(tmp_path: Path) -> None:
+    (tmp_path / "src" / "a").mkdir(parents=True)
+    image = Image.new("RGB", (50, 40), (9, 99, 199))
+    image.save(tmp_path / "src" / "a" / "two.jpg", "MPO", save_all=True, append_images=[image])
+    with open(bytes(tmp_path / "src" / "a") + b"/caf\xe9.png", "wb") as stream:
+        stream.write(encoded(50, 40, 3))
+    manifest = prepare(sources.folder(tmp_path / "src"), tmp_path / "d")
+    assert (manifest.rows, manifest.rejected) == (2, 0)
+    names = DataSet.open(str(tmp_path / "d")).read_group(0).names
+    assert sorted(names) == ["a/caf\\udce9.png", "a/two.jpg"]
+
+
 def test_a_split_is_by_class_and_reproducible(pictures: Path) -> None:
     source = sources.folder(pictures)
     train, val = sources.split(source, 0.25, 7)
@@ -90,6 +115,13 @@ def test_what_cannot_be_prepared_is_told_in_one_line(pictures: Path, tmp_path: P
         (lambda: sources.split(sources.folder(pictures), 1.5, 0), "between 0 and 1"),
         (lambda: prepare(sources.folder(other), tmp_path / "d"), "none of its 1 files is an image"),
         (lambda: prepare(sources.folder(pictures), tmp_path), "is there already"),
+        (
+            lambda: prepare(sources.folder(pictures), other / "zebra" / "1.png" / "d"),
+            "cannot be written: ",
+        ),
+        (lambda: prepare(sources.folder(pictures), Path("s3://bucket/d")), "prepared in a folder"),
+        (lambda: sources.folder("~nosuchuser/x"), "no such folder"),
+        (lambda: sources.split(sources.folder(other), 0.5, 0), "no class has two images"),
         (lambda: DataSet.open(str(tmp_path / "no")), "no such data set"),
         (lambda: DataSet.open(str(tmp_path)), "not a data set"),
     ]
@@ -99,6 +131,10 @@ def test_what_cannot_be_prepared_is_told_in_one_line(pictures: Path, tmp_path: P
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "d").exists()
     prepare(sources.folder(pictures), tmp_path / "small", layout=Layout(), statistics=False)
+    whole = (tmp_path / "small" / "part-00000.parquet").read_bytes()
+    (tmp_path / "small" / "part-00000.parquet").write_bytes(whole[:-7])
+    with pytest.raises(DataError, match=rf"has {len(whole) - 7} bytes instead of {len(whole)} in part-00000\.parquet"):
+        DataSet.open(str(tmp_path / "small"))
     (tmp_path / "small" / "part-00000.parquet").unlink()
     with pytest.raises(DataError, match=r"lacks part-00000\.parquet"):
         DataSet.open(str(tmp_path / "small"))

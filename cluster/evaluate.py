@@ -14,7 +14,8 @@ from cluster.metrics import Totals, label_ranks
 from cluster.vgg import STRIDE
 from cluster.world import World
 from pipelines.errors import TrainingError
-from pipelines.loader import Seat, WholeBatches, part
+from pipelines.loader import WholeBatches
+from pipelines.order import part
 from pipelines.shards import DataSet
 
 
@@ -49,10 +50,9 @@ def evaluate_share(test: Evaluation, world: World, progress: Callable[[int], Non
     probabilities = torch.zeros(last - first, len(card.classes))
     labels = torch.zeros(last - first, dtype=torch.int64)
     seen = torch.zeros(last - first, dtype=torch.int64)
-    seat = Seat(world.rank, world.size, world.device, world.threads)
     with torch.inference_mode():
         for scale in test.scales:
-            for batch in WholeBatches(data, scale, card.mean_rgb, card.pixel_std, STRIDE, seat):
+            for batch in WholeBatches(data, scale, card.mean_rgb, card.pixel_std, STRIDE, world.seat):
                 rows = batch.rows - first
                 probabilities[rows] += dense_probabilities(dense, batch.images, test.mirror).cpu()
                 labels[rows] = batch.labels.cpu()

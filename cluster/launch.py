@@ -16,7 +16,7 @@ from cluster.evaluate import Evaluation
 from cluster.metrics import Totals
 from cluster.settings import ClusterSettings
 from cluster.train import Stage
-from pipelines.errors import ClusterError, TrainingError
+from pipelines.errors import ClusterError, TrainingError, first_line
 
 # Ray reads these when it is imported or started. Without an explicit mode a local Ray makes an authentication token
 # that the next `ray start` asks for and `ray job submit` does not send; the poll is every 2 s by default, and a
@@ -68,7 +68,7 @@ def connect() -> str:
         try:
             ray.init(log_to_driver=False, logging_level=logging.WARNING)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            raise ClusterError(f"the Ray cluster cannot be reached: {str(error).strip().splitlines()[0]}") from error
+            raise ClusterError(f"the Ray cluster cannot be reached: {first_line(error)}") from error
     for name in ("ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     nodes = _nodes()
@@ -149,10 +149,8 @@ def train_stage(stage: Stage, on: Shape, max_failures: int, listen: Listen) -> N
         finally:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, interrupt)  # Ray's handler would outlive the training
-    if result.return_value is None or result.return_value["error"] is not None:
-        raise TrainingError(
-            (result.return_value or {"error": f"stage {stage.name}: no worker came to its end"})["error"]
-        )
+    if result.return_value is not None:
+        raise TrainingError(result.return_value)
 
 
 def run_evaluation(test: Evaluation, on: Shape, rows: int, listen: Listen) -> Totals:

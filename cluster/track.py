@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
-from pipelines.errors import ClusterError
+from pipelines.errors import ClusterError, first_line
 
 _RETRY_SECONDS = 2.0
 _CLOSING_SECONDS = 30.0
@@ -52,7 +52,7 @@ class Tracker:
             else:
                 self._experiment = known.experiment_id
         except (MlflowException, OSError) as error:
-            raise ClusterError(f"MLflow at {uri} cannot be used: {_first_line(error)}") from error
+            raise ClusterError(f"MLflow at {uri} cannot be used: {first_line(error)}") from error
         self._calls: queue.Queue[tuple[str, Callable[[], None]] | None] = queue.Queue()
         self._failing_since: float | None = None
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
@@ -70,7 +70,7 @@ class Tracker:
             parents = {"mlflow.parentRunId": parent} if parent else {}
             run = self._client.create_run(self._experiment, run_name=name, tags={**tags, **parents})
         except (MlflowException, OSError) as error:
-            raise ClusterError(f"MLflow at {self.uri} cannot be used: {_first_line(error)}") from error
+            raise ClusterError(f"MLflow at {self.uri} cannot be used: {first_line(error)}") from error
         return str(run.info.run_id)
 
     def parameters(self, run: str, values: Mapping[str, Any]) -> None:
@@ -84,9 +84,6 @@ class Tracker:
 
     def artifact(self, run: str, path: Path, folder: str | None = None) -> None:
         self._call(f"artifact {path.name}", lambda: self._client.log_artifact(run, str(path), folder))
-
-    def text(self, run: str, content: str, name: str) -> None:
-        self._call(f"artifact {name}", lambda: self._client.log_text(run, content, name))
 
     def end_run(self, run: str, status: str) -> None:
         """`status`: FINISHED, FAILED or KILLED."""
@@ -119,7 +116,7 @@ class Tracker:
                     break
                 except Exception as error:  # artifact stores raise errors of their own; tracking never stops training
                     if self._failing_since is None:
-                        warnings.warn(f"MLflow at {self.uri}: {what}: {_first_line(error)}", stacklevel=1)
+                        warnings.warn(f"MLflow at {self.uri}: {what}: {first_line(error)}", stacklevel=1)
                         self._failing_since = time.monotonic()
                     if _permanent(error):
                         self._failing_since = None
@@ -137,10 +134,6 @@ def _permanent(error: BaseException) -> bool:
             "BAD_REQUEST",
         )
     return not isinstance(error, OSError) or isinstance(error, PermissionError | FileNotFoundError)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pipelines import keys
 from pipelines.augment import Recipe
 from pipelines.errors import TrainingError
 from pipelines.keys import Purpose
-from pipelines.loader import Batch, Seat, TrainingBatches, ValidationBatches
+from pipelines.loader import Batch, TrainingBatches, ValidationBatches
 from pipelines.order import Order
 from pipelines.shards import DataSet
 
@@ -64,10 +64,14 @@ def train(stage: Stage, world: World, log: Log) -> Progress:
     )
     net, optimiser, progress = _begin(stage, card, world)
     model = exchange.parallel(net, world)
-    seat = Seat(world.rank, world.size, world.device, world.threads)
-    checks = ValidationBatches(validation, middle, seat)
+    checks = ValidationBatches(validation, middle, world.seat)
     batches = TrainingBatches(
-        training, order, recipe, seat, len(progress.epochs) * order.steps_per_epoch, s.epochs * order.steps_per_epoch
+        training,
+        order,
+        recipe,
+        world.seat,
+        len(progress.epochs) * order.steps_per_epoch,
+        s.epochs * order.steps_per_epoch,
     )
     stream = iter(batches)
     meter = Meter(world)
@@ -79,17 +83,17 @@ def train(stage: Stage, world: World, log: Log) -> Progress:
         started = time.monotonic()
         totals = _epoch(model, optimiser, stream, order, meter, _reporter(stage, number, rate, started, log))
         seconds = time.monotonic() - started
-        checked = validate(model, checks, meter, validation.rows)
+        checked = validate(net, checks, meter, validation.rows)
         progress.epochs.append(
             Epoch(
-                totals.loss,
-                totals.accuracy,
-                checked.loss,
-                checked.accuracy,
-                checked.accuracy5,
-                rate,
-                totals.images / seconds,
-                time.monotonic() - started,
+                loss=totals.loss,
+                accuracy=totals.accuracy,
+                validation_loss=checked.loss,
+                validation_accuracy=checked.accuracy,
+                validation_accuracy5=checked.accuracy5,
+                learning_rate=rate,
+                images_per_second=totals.images / seconds,
+                seconds=time.monotonic() - started,
             )
         )
         if world.rank == 0:

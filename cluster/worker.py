@@ -17,8 +17,11 @@ from pipelines.errors import TrainingError
 _TICK_SECONDS = 0.5
 
 
-def train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """Ray Train's entry: `config` has the `stage`, the `mailbox` for records, and the `threads` of a worker."""
+def train_worker(config: dict[str, Any]) -> str | None:
+    """Ray Train's entry: `config` has the `stage`, the `mailbox` for records, and the `threads` of a worker.
+
+    Returns None, or why training cannot go on.
+    """
     stage: Stage = config["stage"]
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
@@ -28,8 +31,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     try:
         train(stage, world, log)
     except TrainingError as error:  # raised on all workers together, and would be again: no case for a retry
-        return {"error": str(error)}
-    return {"error": None}
+        return str(error)
+    return None
 
 
 def evaluate_worker(test: Evaluation, rank: int, size: int, threads: int, mailbox: Any) -> Totals:

@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipelines.loader import Seat
+
 
 @dataclass(frozen=True)
 class World:
@@ -19,6 +21,11 @@ class World:
     @classmethod
     def single(cls, threads: int = 1) -> "World":
         return cls(0, 1, torch.device("cpu"), threads)
+
+    @property
+    def seat(self) -> Seat:
+        """The same for the input side, which knows of no process groups."""
+        return Seat(self.rank, self.size, self.device, self.threads)
 
     def add_up(self, values: Tensor) -> Tensor:
         """The sum of `values` over all workers; every worker has to call it."""

@@ -1,6 +1,5 @@
 """All that can be found wrong with a job before a worker starts: data sets, classes, what stages start from."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from cluster import checkpoint
 from cluster.settings import StageSettings
 from jobs import fingerprint, graph
 from jobs.plan import State
-from jobs.schema import Data, Job, is_file
+from jobs.schema import Data, Job, start_file
 from jobs.store import StageFolder, Store
 from pipelines import sources
 from pipelines.errors import DataError, SettingsError
@@ -16,7 +15,6 @@ from pipelines.prepare import prepare
 from pipelines.shards import DataSet
 
 _DIGITS = "digits-v1"  # raised when they are drawn in another way
-_DIGITS_VALIDATION = 0.2
 
 
 @dataclass(frozen=True)
@@ -41,11 +39,9 @@ class Checked:
 
 def check(job: Job) -> Checked:
     """Raises DataError, SettingsError or CheckpointError, one line each."""
-    if "://" in job.storage:
-        raise SettingsError(f"storage: {job.storage}: expected a folder that all nodes share, not a URI")
     if not job.storage.startswith(("/", "~")):
         raise SettingsError(
-            f"storage: {job.storage}: expected a whole path (from / or ~): a submitted job has another working folder"
+            f"storage: {job.storage}: expected a whole path (from / or ~) of a folder that all nodes share"
         )
     store = Store.of(job.root, job.name)
     store.check()
@@ -79,9 +75,9 @@ def _start_key(
     source = stage.init.source
     if source is None:
         return None
-    if not is_file(source):
+    path = start_file(source)
+    if path is None:
         return folders[source].key
-    path = Path(os.path.expanduser(source))
     card = checkpoint.load(path).card
     where = f"stages.{name}.init.from: {source}"
     if card.classes != classes:
@@ -89,7 +85,7 @@ def _start_key(
     for key in ("input_size", "width"):
         if getattr(card, key) != getattr(stage, key):
             raise SettingsError(f"{where} has {key} {getattr(card, key)}, the stage {getattr(stage, key)}")
-    return fingerprint.file_hash(str(path))
+    return fingerprint.file_hash(path)
 
 
 def _classes(classes: tuple[str, ...]) -> str:
@@ -100,8 +96,9 @@ def _classes(classes: tuple[str, ...]) -> str:
 def _digits(folder: Path) -> Data:
     """The digits that come with the program, prepared at the first use."""
     data = Data(train=str(folder / "train"), val=str(folder / "val"))
-    parts = dict(zip(("train", "val"), sources.split(sources.digits(), _DIGITS_VALIDATION, seed=0), strict=True))
-    for name, source in parts.items():
+    if Path(data.train).exists() and Path(data.val).exists():
+        return data
+    for name, source in zip(("train", "val"), sources.digits_split(seed=0), strict=True):
         if (folder / name).exists():
             continue
         try:

@@ -109,7 +109,7 @@ def _prepare_folder(options: argparse.Namespace) -> None:
 
 
 def _prepare_digits(options: argparse.Namespace) -> None:
-    _write(*sources.split(sources.digits(), 0.2, options.seed), options)
+    _write(*sources.digits_split(options.seed), options)
 
 
 def _fraction(text: str) -> float | None:

@@ -1,7 +1,8 @@
 """The identity of a stage: a hash of all that determines its result, and of nothing else; pure."""
 
 import json
-from hashlib import sha256
+from hashlib import file_digest, sha256
+from pathlib import Path
 from typing import Any
 
 # Raised whenever training with the same settings on the same data gives another net than before.
@@ -23,9 +24,6 @@ def stage_key(settings: dict[str, Any], training: str, validation: str, start: s
     return sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def file_hash(path: str) -> str:
-    digest = sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def file_hash(path: Path) -> str:
+    with path.open("rb") as stream:
+        return file_digest(stream, "sha256").hexdigest()

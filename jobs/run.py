@@ -1,6 +1,5 @@
 """Carries a plan out: stages in order, then tests, with everything tracked."""
 
-import os
 import signal
 import sys
 import warnings
@@ -100,7 +99,7 @@ def _interruptible() -> Iterator[None]:
 def _tracked(checked: Checked) -> Iterator[tuple[Tracker, str]]:
     """The job's MLflow run, which an earlier attempt may have begun; closed as what the block ends as."""
     job, store = checked.job, checked.store
-    warnings.showwarning = lambda message, *_: tqdm_line(f"warning: {message}")
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr, flush=True)
     tracker = Tracker(default_uri(job.root), job.name, job.root)
     try:
         parent = _open(tracker, store.root / "job.json", job.name, None, {"job": job.name})
@@ -114,10 +113,6 @@ def _tracked(checked: Checked) -> Iterator[tuple[Tracker, str]]:
         tracker.end_run(parent, "FINISHED")
     finally:
         tracker.close()
-
-
-def tqdm_line(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _open(tracker: Tracker, note: Path, name: str, parent: str | None, tags: dict[str, str]) -> str:
@@ -167,11 +162,7 @@ class _Chain:
         source = settings.init.source
         start = None
         if source is not None:
-            start = (
-                self._finished[source].delivered
-                if source in job.stages
-                else Path(os.path.expanduser(source)).absolute()
-            )
+            start = schema.start_file(source) or self._finished[source].delivered
         tags = {
             "job": job.name,
             "stage": folder.name,
@@ -224,7 +215,7 @@ class _Chain:
         scales = tuple(settings.scales or (trained.test_scale,))
         mirror = trained.flip if settings.mirror is None else settings.mirror
         test = Evaluation(self._finished[model].delivered, self._checked.data.val, scales, mirror)
-        totals = self._totals(test, self._checked.folders[model].key, f"{name}: {model}")
+        totals = self._totals(test, f"{name}: {model}")
         row = Row(name, model, trained.net, trained.scale, scales, totals)
         errors = {"top1_error": 1 - totals.accuracy, "top5_error": 1 - totals.accuracy5}
         self._tracker.metrics(self._parent, {f"{name}.{model}.{key}": value for key, value in errors.items()}, 0)
@@ -232,10 +223,10 @@ class _Chain:
             self._tracker.metrics(self._runs[model], {f"test.{name}.{key}": value for key, value in errors.items()}, 0)
         return row
 
-    def _totals(self, test: Evaluation, key: str, what: str) -> Totals:
+    def _totals(self, test: Evaluation, what: str) -> Totals:
         """The result of a test, from the storage if the same net was tested in the same way on the same data."""
         rows, data = self._checked.validation.rows, self._checked.validation.manifest.fingerprint
-        identity = f"{key} {file_hash(str(test.checkpoint))} {data} {test.scales} {test.mirror}"
+        identity = f"{file_hash(test.checkpoint)} {data} {test.scales} {test.mirror}"
         note = self._checked.store.root / "tests" / f"{sha256(identity.encode()).hexdigest()[:16]}.json"
         known = read_json(note)
         if known is not None:

@@ -247,7 +247,7 @@ def _contradictions(job: Job) -> Iterator[tuple[Path_, str]]:
     for name, stage in job.stages.items():
         source = stage.init.source
         path: Path_ = ("stages", name, "init", "from")
-        if source is None or is_file(source):
+        if source is None or start_file(source):
             continue
         if source not in job.stages:
             near = difflib.get_close_matches(source, names, n=1)
@@ -284,9 +284,11 @@ def _cycles(job: Job) -> Iterator[tuple[Path_, str]]:
             yield ("stages", start, "init", "from"), f"stages start from each other: {' <- '.join([*chain, start])}"
 
 
-def is_file(source: str) -> bool:
-    """Whether `init.from` names a checkpoint rather than a stage, whose name has no slash and no such ending."""
-    return "/" in source or source.endswith(".pt")
+def start_file(source: str | None) -> Path | None:
+    """The checkpoint that `init.from` names, if it is not a stage, whose name has no slash and no such ending."""
+    if source is None or not ("/" in source or source.endswith(".pt")):
+        return None
+    return Path(os.path.expanduser(source)).absolute()
 
 
 def resolved(job: Job) -> str:

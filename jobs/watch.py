@@ -21,7 +21,7 @@ class Watch:
     def listen(self, record: dict[str, Any]) -> None:
         kind = record["kind"]
         if kind in ("tick", "point"):
-            self._move(f"{record['stage']} epoch {record['epoch']}", record["step"], record["steps"], " steps")
+            self._move(f"{record['stage']} epoch {record['epoch']}", record["step"], record["steps"])
         if kind == "point" and record["line"]:
             self.say(
                 f"{_place(record)}  step {record['step']}/{record['steps']}  loss {record['loss']:.4f}  "
@@ -36,7 +36,9 @@ class Watch:
                 f"rate {record['learning_rate']:g}  {record['seconds']:.1f} s"
             )
         elif kind == "quiet":
-            self.say(f"no word from the workers for {record['seconds']} s; they may be waiting for free CPUs or GPUs")
+            self.say(
+                f"no word from the workers for {record['seconds']} s; they wait for free CPUs or GPUs, or validate"
+            )
         elif kind == "tested" and self._bar is not None:
             self._bar.update(record["images"])
 
@@ -54,9 +56,9 @@ class Watch:
             self._bar.close()
             self._bar = None
 
-    def _move(self, what: str, at: int, total: int, unit: str) -> None:
+    def _move(self, what: str, at: int, total: int) -> None:
         if self._bar is None or self._what != what:
-            self._begin(what, total, unit)
+            self._begin(what, total, " steps")
         if self._bar is not None and not self._bar.disable:
             self._bar.update(at - self._bar.n)
 

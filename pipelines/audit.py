@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def, types
 from PIL import Image, UnidentifiedImageError
 
-# What DALI's CPU and GPU decoders both read.
+# Pillow's names of the formats that are shown to DALI's decoder, which has the last word on each file.
 FORMATS = (
     "JPEG",
     "PNG",

@@ -11,6 +11,11 @@ Everything that is found before work starts ends the command with status 2, what
 """
 
 
+def first_line(error: BaseException) -> str:
+    """What a foreign error says, for one clear line of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class VerydeepError(ValueError):
     exit_status = 2
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from pipelines import augment, graphs
 from pipelines.augment import Ints, Recipe
 from pipelines.errors import DataError
-from pipelines.order import Order
+from pipelines.order import Order, part
 from pipelines.shards import DataSet, ReadAhead, RowGroup
 
 _STEPS_AHEAD = 8  # how far ahead of the graph row groups are read
@@ -76,8 +76,8 @@ class TrainingBatches:
         self._reader.close()
 
     def _share_size(self, step: int) -> int:
-        n, rank, world = self._order.batch_rows(step), self._seat.rank, self._seat.world
-        return (rank + 1) * n // world - rank * n // world
+        first, last = part(self._order.batch_rows(step), self._seat.rank, self._seat.world)
+        return last - first
 
     def _source(self) -> graphs.Feed:
         while self._next < self._last and self._share_size(self._next) == 0:
@@ -146,11 +146,6 @@ class WholeBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         return self._passes.run(self._graph, self._device)
-
-
-def part(rows: int, rank: int, world: int) -> tuple[int, int]:
-    """The rows first <= r < last that worker `rank` of `world` tests; every row is in exactly one part."""
-    return rank * rows // world, (rank + 1) * rows // world
 
 
 def shape_batches(sizes: Ints, first: int) -> list[Ints]:

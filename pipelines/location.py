@@ -7,7 +7,7 @@ from pathlib import Path
 from pyarrow import ArrowException
 from pyarrow import fs as arrow_fs
 
-from pipelines.errors import DataError
+from pipelines.errors import DataError, first_line
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Location:
         try:
             filesystem, path = arrow_fs.FileSystem.from_uri(text)
         except (ArrowException, ValueError, OSError) as error:
-            raise DataError(f"{text}: no such place: {_first_line(error)}") from error
+            raise DataError(f"{text}: no such place: {first_line(error)}") from error
         return cls(filesystem, path, text)
 
     def __truediv__(self, name: str) -> "Location":
@@ -45,15 +45,11 @@ class Location:
         try:
             return bool(self.filesystem.get_file_info(self.path).type != arrow_fs.FileType.NotFound)
         except OSError as error:
-            raise DataError(f"{self}: cannot be reached: {_first_line(error)}") from error
+            raise DataError(f"{self}: cannot be reached: {first_line(error)}") from error
 
     def read_bytes(self) -> bytes:
         try:
             with self.filesystem.open_input_stream(self.path) as stream:
                 return bytes(stream.read())
         except OSError as error:
-            raise DataError(f"{self}: cannot be read: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise DataError(f"{self}: cannot be read: {first_line(error)}") from error

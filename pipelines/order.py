@@ -83,8 +83,13 @@ class Order:
         first = step % self.steps_per_epoch * self.batch
         positions = np.arange(first, first + n, dtype=np.int64)
         streams, indices = _bit_reversed(self.streams)[positions % self.streams], positions // self.streams
-        mine = np.lexsort((indices, streams))[rank * n // world : (rank + 1) * n // world]
+        mine = np.lexsort((indices, streams))[slice(*part(n, rank, world))]
         return streams[mine], indices[mine]
+
+
+def part(n: int, rank: int, world: int) -> tuple[int, int]:
+    """(first, last) of the n things, last excluded, that are worker `rank`'s; sizes are at most 1 apart."""
+    return rank * n // world, (rank + 1) * n // world
 
 
 @lru_cache(maxsize=8)

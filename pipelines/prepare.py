@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
+from hashlib import file_digest
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +58,7 @@ def prepare(
     all. `statistics` (of a training set) are the mean colour and the principal components of the colours.
     Raises DataError: `dest` is there already, or nothing is left.
     """
-    if "://" in str(dest) or ":/" in str(dest):
+    if ":/" in str(dest):  # a URI, of which Path keeps one slash
         raise DataError(f"{dest}: a data set is prepared in a folder; copy it to an object store afterwards")
     dest = Path(os.path.expanduser(dest)).absolute()
     if dest.exists() and not overwrite:
@@ -190,12 +190,12 @@ class _Pixels:
         # The sign of an eigenvector is arbitrary: fix it, so that the same images give the same statistics.
         directions *= np.sign(directions[np.arange(3), np.abs(directions).argmax(axis=1)])[:, None]
         deviations = np.sqrt(np.maximum(values[largest_first], 0.0))
-        r, g, b = (tuple(float(x) for x in row) for row in directions)
-        return Statistics(_three(mean), (_three(r), _three(g), _three(b)), _three(deviations))
+        first, second, third = directions
+        return Statistics(_three(mean), (_three(first), _three(second), _three(third)), _three(deviations))
 
 
-def _three(values: object) -> tuple[float, float, float]:
-    a, b, c = (float(x) for x in values)  # type: ignore[attr-defined]
+def _three(values: np.ndarray) -> tuple[float, float, float]:
+    a, b, c = values.tolist()
     return a, b, c
 
 
@@ -253,9 +253,7 @@ class _Shards:
             return
         self._writer.close()
         with self._path.open("rb") as stream:
-            digest = sha256()
-            while block := stream.read(1 << 20):
-                digest.update(block)
-        shard = Shard(self._path.name, self._path.stat().st_size, digest.hexdigest(), tuple(self._group_rows))
+            digest = file_digest(stream, "sha256").hexdigest()
+        shard = Shard(self._path.name, self._path.stat().st_size, digest, tuple(self._group_rows))
         self._done.append(shard)
         self._writer, self._group_rows, self._shard_bytes = None, [], 0

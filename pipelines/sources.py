@@ -113,6 +113,7 @@ def split(source: Source, fraction: float, seed: int) -> tuple[Source, Source]:
 
 
 # The 1,797 handwritten digits that come with scikit-learn, 8 x 8 pixels of 17 levels.
+_DIGITS_VALIDATION = 0.2
 _DIGIT_PIXELS = 38  # the side of the drawn digit
 _CANVAS_PIXELS = (46, 52)  # width and height of the image around it, smallest and largest
 
@@ -130,6 +131,11 @@ def digits() -> Source:
 
     names = tuple(f"{label}/{i:04d}.jpg" for i, label in enumerate(labels))
     return Source("scikit-learn's digits", tuple(str(d) for d in range(10)), names, labels.astype(np.int64), render)
+
+
+def digits_split(seed: int) -> tuple[Source, Source]:
+    """(training, validation) of the digits."""
+    return split(digits(), _DIGITS_VALIDATION, seed)
 
 
 def _render_digit(ink: NDArray[np.float64], index: int) -> bytes:

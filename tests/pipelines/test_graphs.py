@@ -106,7 +106,7 @@ def test_whole_images_come_once_in_batches_of_one_shape(picture_set: DataSet) ->
     assert sorted(rows) == list(range(picture_set.rows))
 
 
-def test_the_reference_itself_keeps_a_plain_image(tmp_path: object) -> None:
+def test_the_reference_itself_keeps_a_plain_image() -> None:
     out = io.BytesIO()
     Image.new("RGB", (64, 48), (10, 20, 30)).save(out, "PNG")
     crop = reference.crop(out.getvalue(), 40, (3, 5), 32, True, np.zeros(3, np.float32))

@@ -51,7 +51,7 @@ def train(stage: Stage, world: World, log: Log) -> Progress:
     assert training.manifest.statistics is not None
     recipe = Recipe(s.scale, s.input_size, s.flip, s.colour_shift, s.pixel_std, training.manifest.statistics)
     middle = Recipe((s.test_scale,) * 2, s.input_size, False, 0.0, s.pixel_std, recipe.statistics)
-    order = Order(training.manifest.group_rows, s.batch, s.seed)
+    order = Order.of(training.manifest, s.batch, s.seed)
     card = Card(
         s.net,
         training.manifest.classes,

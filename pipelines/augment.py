@@ -81,6 +81,34 @@ def centre_draws(recipe: Recipe, widths: Ints, heights: Ints) -> Draws:
     return Draws(sizes, (sizes - recipe.crop) // 2, np.zeros(n, bool), _subtract(recipe, np.zeros((n, 3))))
 
 
+@dataclass(frozen=True)
+class Windows:
+    """For n images: the part of each that has to be decoded for its crop, and where in that part the crop lies."""
+
+    starts: Ints  # (n, 2) y, x in source pixels
+    extents: Ints  # (n, 2) height, width
+    crop_starts: NDArray[np.float64]  # (n, 2) y, x in source pixels, counted from `starts`
+    crop_ends: NDArray[np.float64]  # (n, 2)
+
+    def __getitem__(self, which: slice | list[int]) -> "Windows":
+        return Windows(self.starts[which], self.extents[which], self.crop_starts[which], self.crop_ends[which])
+
+
+def source_windows(draws: Draws, crop: int, widths: Ints, heights: Ints) -> Windows:
+    """The crop's place in the source image, and around it the pixels that the resampling filter reaches to.
+
+    The filter is a triangle of one source pixel to each side, or of as many as a pixel of the crop covers if that is
+    more: see `resample`.
+    """
+    sides = np.stack([heights, widths], axis=1)
+    step = sides / draws.sizes
+    starts, ends = draws.corners * step, (draws.corners + crop) * step
+    reach = np.maximum(step, 1.0) + 0.5 - step / 2  # from the crop's border, whose first pixel's centre lies inside
+    first = np.clip(np.floor(starts - reach), 0, sides - 1).astype(np.int64)
+    last = np.clip(np.ceil(ends + reach), 1, sides).astype(np.int64)
+    return Windows(first, last - first, starts - first, ends - first)
+
+
 def dense_windows(sizes: Ints, stride: int) -> Ints:
     """(n, 2) heights and widths of the middle of rescaled images that a net of total stride `stride` sees.
 

@@ -1,53 +1,72 @@
-"""The DALI graphs: encoded images to tensors. One definition for GPU and CPU; nothing in them draws.
+"""The DALI graphs: encoded images to tensors. Nothing in them draws.
 
-`crops` feeds training and validation, `wholes` dense tests. Sizes, corners, flips and colours come in with the
-images (see `augment`), so a graph has no state and the same input gives the same pixels.
+`crops` feeds training and validation, `wholes` dense tests. Windows, sizes, flips and colours come in with the images
+(see `augment`), so a graph has no state and the same input gives the same pixels. On a GPU all is done by DALI's own
+operators; on the CPU a crop's resampling is `resample`'s.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.pipeline import Pipeline
+from nvidia.dali.plugin.numba import NumbaFunction
 
-from pipelines.augment import Draws, Ints
+from pipelines import resample
+from pipelines.augment import Draws, Ints, Windows
+from pipelines.errors import first_line
 
 Encoded = list[NDArray[np.uint8]]
 Floats = NDArray[np.float32]
+Places = NDArray[np.int32]
 Feed = tuple[
     Encoded,  # n encoded images
+    Places,  # (n, 2) the window to decode: its y and x,
+    Places,  # (n, 2) its height and width
+    Floats,  # (n, 2) the crop in the window, in source pixels: from y, x
+    Floats,  # (n, 2) to y, x
+    Places,  # (n, 1) 1 for a flip
+    Floats,  # (n, 3) RGB to subtract
+]
+WholeFeed = tuple[
+    Encoded,
     Floats,  # (n, 2) height, width after the rescale
     Floats,  # (n,) the crop's y and
     Floats,  # (n,) x, each as a share of the free space
-    NDArray[np.int32],  # (n,) 1 for a flip
-    Floats,  # (n, 3) RGB to subtract
+    Floats,  # (n, 2) height, width of the crop
 ]
-WholeFeed = tuple[Encoded, Floats, Floats, Floats, Floats]  # as above up to x, and (n, 2) height, width of the crop
 
 
-def feed(encoded: Encoded, draws: Draws, crop: int) -> Feed:
-    """What the source of `crops` returns for a batch. `crop`: the side that is cut out."""
-    y, x = _shares(draws.corners, draws.sizes - crop)
-    return encoded, draws.sizes.astype(np.float32), y, x, draws.flips.astype(np.int32), draws.subtract
+def feed(encoded: Encoded, draws: Draws, windows: Windows) -> Feed:
+    """What the source of `crops` returns for a batch."""
+    return (
+        encoded,
+        windows.starts.astype(np.int32),
+        windows.extents.astype(np.int32),
+        windows.crop_starts.astype(np.float32),
+        windows.crop_ends.astype(np.float32),
+        draws.flips.astype(np.int32)[:, None],
+        draws.subtract,
+    )
 
 
 def feed_wholes(encoded: Encoded, sizes: Ints, windows: Ints) -> WholeFeed:
     """What the source of `wholes` returns for a batch. `windows`: (n, 2) height, width to cut from the middle."""
-    y, x = _shares((sizes - windows) // 2, sizes - windows)
+    free = sizes - windows
+    y, x = np.ascontiguousarray((free // 2 / np.maximum(free, 1)).T, dtype=np.float32)
     return encoded, sizes.astype(np.float32), y, x, windows.astype(np.float32)
-
-
-def _shares(corners: Ints, free: Ints) -> Floats:
-    """(2, n) y and x of crops as shares of the free space: DALI takes them so, and rounds back to whole pixels."""
-    return np.ascontiguousarray((corners / np.maximum(free, 1)).T, dtype=np.float32)
 
 
 def crops(
     source: Callable[[], Feed], crop: int, pixel_std: float, batch: int, threads: int, device_id: int | None
 ) -> Pipeline:
-    """Output: (n, 3, crop, crop) float32, RGB, n <= batch. `device_id`: the GPU, or None for the CPU."""
+    """Output: (n, 3, crop, crop) float32, RGB, n <= batch. `device_id`: the GPU, or None for the CPU.
+
+    The arrays that `source` returns are not copied: they have to live until their batch is out.
+    """
     return _crops(source, crop, pixel_std, device_id is not None, **_options(batch, threads, device_id))
 
 
@@ -59,8 +78,43 @@ def wholes(
     threads: int,
     device_id: int | None,
 ) -> Pipeline:
-    """Output: (n, 3, H, W) float32, RGB, the middle of the rescaled image; one size for all images of a batch."""
+    """Output: (n, 3, H, W) float32, RGB, the middle of the rescaled image; one size for all images of a batch.
+
+    The arrays that `source` returns are not copied: they have to live until their batch is out.
+    """
     return _wholes(source, list(mean), pixel_std, device_id is not None, **_options(batch, threads, device_id))
+
+
+def refused(encoded: Encoded, windows: Windows | None, threads: int, device_id: int | None) -> dict[int, str]:
+    """The positions of the images that the decoder does not take, whole or by their windows, and why."""
+    n = len(encoded)
+    if not n or (reason := _refusal(encoded, windows, threads, device_id)) is None:
+        return {}
+    if n == 1:
+        return {0: reason}
+    found: dict[int, str] = {}
+    for first, last in ((0, n // 2), (n // 2, n)):
+        part = None if windows is None else windows[first:last]
+        for i, why in refused(encoded[first:last], part, threads, device_id).items():
+            found[first + i] = why
+    return found
+
+
+def is_refusal(error: RuntimeError) -> bool:
+    """Whether a graph has failed since it could not decode an image; it cannot be used again."""
+    operator, _, found = str(error).partition("encountered:")
+    return "decoders" in operator and bool(found.strip())
+
+
+def _refusal(encoded: Encoded, windows: Windows | None, threads: int, device_id: int | None) -> str | None:
+    places = None if windows is None else (windows.starts.astype(np.int32), windows.extents.astype(np.int32))
+    options = {**_options(len(encoded), threads, device_id), "prefetch_queue_depth": 1}
+    graph = _decoded(lambda: (encoded, *(places or ())), places is not None, device_id is not None, **options)
+    try:
+        graph.run()
+    except RuntimeError as error:
+        return first_line(RuntimeError(str(error).partition("encountered:")[2] or str(error)))
+    return None
 
 
 def _options(batch: int, threads: int, device_id: int | None) -> dict[str, Any]:
@@ -68,37 +122,85 @@ def _options(batch: int, threads: int, device_id: int | None) -> dict[str, Any]:
         "batch_size": batch,
         "num_threads": threads,
         "device_id": device_id,
-        # Depth 3 beat 2 on the CPU in a trial of the bare graph; the seed is given lest DALI takes one from the clock.
-        "prefetch_queue_depth": 3 if device_id is None else 2,
-        "seed": 0,
+        "prefetch_queue_depth": 2,
+        "seed": 0,  # nothing is drawn, but DALI would take one from the clock
         "exec_dynamic": True,  # outputs live as long as somebody holds them, so they need no copy
     }
 
 
-def rescaled(encoded: Any, sizes: Any, mixed: bool) -> Any:
-    """Decoded to RGB (EXIF orientation ignored) and rescaled: antialiased linear, in training and testing alike."""
-    images = fn.decoders.image(
-        encoded, device="mixed" if mixed else "cpu", output_type=types.RGB, adjust_orientation=False
+def _inputs(source: Callable[[], Any], dtypes: list[Any]) -> Any:
+    return fn.external_source(source=source, num_outputs=len(dtypes), batch=True, dtype=dtypes, no_copy=True)
+
+
+def _images(encoded: Any, mixed: bool) -> Any:
+    """Whole images, decoded to RGB; EXIF orientation is ignored, here and in `_windows`."""
+    return fn.decoders.image(encoded, adjust_orientation=False, **_decoder(mixed))
+
+
+def _windows(encoded: Any, starts: Any, extents: Any, mixed: bool) -> Any:
+    return fn.decoders.image_slice(
+        encoded, starts, extents, axis_names="HW", adjust_orientation=False, **_decoder(mixed)
     )
-    return fn.resize(images, size=sizes, interp_type=types.INTERP_LINEAR, antialias=True)
+
+
+def _decoder(mixed: bool) -> dict[str, Any]:
+    return {"device": "mixed" if mixed else "cpu", "output_type": types.RGB}
+
+
+@pipeline_def
+def _decoded(source: Callable[[], Any], by_windows: bool, mixed: bool) -> Any:
+    if by_windows:
+        encoded, starts, extents = _inputs(source, [types.UINT8, types.INT32, types.INT32])
+        return _windows(encoded, starts, extents, mixed)
+    (encoded,) = _inputs(source, [types.UINT8])
+    return _images(encoded, mixed)
 
 
 @pipeline_def
 def _crops(source: Callable[[], Feed], crop: int, pixel_std: float, mixed: bool) -> Any:
-    floats = types.FLOAT
-    encoded, sizes, y, x, flips, subtract = fn.external_source(
-        source=source, num_outputs=6, batch=True, dtype=[types.UINT8, floats, floats, floats, types.INT32, floats]
+    ints, floats = types.INT32, types.FLOAT
+    encoded, starts, extents, start, end, flip, subtract = _inputs(
+        source, [types.UINT8, ints, ints, floats, floats, ints, floats]
     )
-    window = {"crop": (crop, crop), "crop_pos_y": y, "crop_pos_x": x, "mirror": flips}
-    return _tensor(rescaled(encoded, sizes, mixed), subtract, pixel_std, **window)
+    images = _windows(encoded, starts, extents, mixed)
+    if not mixed:
+        return _resampler(crop, 1.0 / pixel_std)(images, start, end, flip, subtract)
+    images = rescaled(images, size=[crop, crop], roi_start=start, roi_end=end, dtype=floats)
+    return _tensor(images, subtract, pixel_std, mirror=flip)
+
+
+@lru_cache
+def _resampler(side: int, factor: float) -> NumbaFunction:
+    """The operator around `resample.crop`; compiling it takes seconds, so that all graphs of a process share it."""
+
+    def run(out, image, start, end, flip, subtract):  # type: ignore[no-untyped-def]
+        resample.crop(out, image, start, end, flip, subtract, factor)
+
+    def setup(outs, ins):  # type: ignore[no-untyped-def]
+        for shape in outs[0]:
+            shape[0], shape[1], shape[2] = 3, side, side
+
+    floats = types.FLOAT
+    return NumbaFunction(
+        run_fn=run,
+        setup_fn=setup,
+        out_types=[floats],
+        in_types=[types.UINT8, floats, floats, types.INT32, floats],
+        outs_ndim=[3],
+        ins_ndim=[3, 1, 1, 1, 1],
+    )
 
 
 @pipeline_def
 def _wholes(source: Callable[[], WholeFeed], mean: list[float], pixel_std: float, mixed: bool) -> Any:
-    encoded, sizes, y, x, windows = fn.external_source(
-        source=source, num_outputs=5, batch=True, dtype=[types.UINT8, *[types.FLOAT] * 4]
-    )
-    return _tensor(rescaled(encoded, sizes, mixed), mean, pixel_std, crop=windows, crop_pos_y=y, crop_pos_x=x)
+    encoded, sizes, y, x, windows = _inputs(source, [types.UINT8, *[types.FLOAT] * 4])
+    images = rescaled(_images(encoded, mixed), size=sizes)
+    return _tensor(images, mean, pixel_std, crop=windows, crop_pos_y=y, crop_pos_x=x)
+
+
+def rescaled(images: Any, **options: Any) -> Any:
+    """By an antialiased linear filter, in training and testing alike."""
+    return fn.resize(images, interp_type=types.INTERP_LINEAR, antialias=True, **options)
 
 
 def _tensor(images: Any, subtract: Any, pixel_std: float, **window: Any) -> Any:

@@ -1,95 +1,148 @@
 """Which row comes when, for any number of workers: pure functions of (seed, epoch, step, world).
 
-An epoch's row groups are permuted and their rows laid end to end. This line is cut into `streams` equal streams,
-each shuffled inside windows. Position p of the epoch takes the next row of stream `_bit_reversed(p mod streams)`,
-so that a batch, a run of positions, takes equally from streams all over the line. The global batch, sorted by
-stream, is cut into one share for each worker, sizes at most 1 apart. So a worker reads its own part of the line,
-in sequence, whatever the world size; every row comes once an epoch; and the last batch may be smaller.
+An epoch's row groups are permuted and their rows laid end to end. This line is cut into equal streams, each shuffled
+inside windows that end where row groups end. Position p of the epoch takes the next row of stream
+`_bit_reversed(p mod streams)`, so that a batch, a run of positions, takes equally from streams all over the line. The
+global batch, sorted by stream, is cut into one share for each worker at the borders of its streams. So a worker reads
+its own part of the line, in sequence, whatever the world size; every row comes once an epoch; and the last batch may
+be smaller.
+
+Windows of different streams end at different times, so row groups are read at an even pace; the windows of all streams
+together hold at most `held` row groups.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import keys
 from pipelines.keys import Purpose
+from pipelines.schema import Manifest
 
 Rows = NDArray[np.int64]
 
 _STREAMS_MOST = 64
-_GROUPS_PER_STREAM = 8  # fewer, and streams share too many of the groups at their ends
-_SHUFFLED_ROWS = 16384  # rows in all streams' windows together; assumption: far more than a class's run of rows
+_GROUPS_PER_STREAM = 8  # fewer, and too many groups lie across two streams, to be read by both
+_HELD_GROUPS = 64
+_HELD_BYTES = 512 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Order:
-    """`group_rows`: rows in each row group of the data set; `batch`: rows of a global batch."""
+    """`group_rows`: rows in each row group of the data set; `batch`: rows of a global batch; `held`: row groups in the
+    windows of all streams together."""
 
     group_rows: tuple[int, ...]
     batch: int
     seed: int
+    held: int = _HELD_GROUPS
 
-    @property
+    @classmethod
+    def of(cls, manifest: Manifest, batch: int, seed: int) -> "Order":
+        """The order of a data set, with windows of at most 64 row groups and, if that is possible, 512 MiB."""
+        held = max(1, min(_HELD_GROUPS, int(_HELD_BYTES / manifest.group_bytes)))
+        return cls(manifest.group_rows, batch, seed, held)
+
+    @cached_property
     def rows(self) -> int:
         return sum(self.group_rows)
+
+    @cached_property
+    def group_starts(self) -> Rows:
+        """(groups + 1,): the first row of each row group, then the number of rows."""
+        return np.concatenate([[0], np.cumsum(self.group_rows)]).astype(np.int64)
 
     @property
     def steps_per_epoch(self) -> int:
         return -(-self.rows // self.batch)
 
-    @property
+    @cached_property
     def streams(self) -> int:
-        streams = 1
-        while streams < _STREAMS_MOST and 2 * streams * _GROUPS_PER_STREAM <= len(self.group_rows):
-            streams *= 2
-        return streams
-
-    @property
-    def window(self) -> int:
-        """Rows of a stream that are shuffled together."""
-        return _SHUFFLED_ROWS // self.streams
+        """A power of two."""
+        most = min(_STREAMS_MOST, self.held, len(self.group_rows) // _GROUPS_PER_STREAM)
+        return 1 << max(0, most.bit_length() - 1)
 
     def batch_rows(self, step: int) -> int:
         """The size of the global batch of step `step` (counted from 0 over all epochs)."""
         within = step % self.steps_per_epoch
         return min(self.batch, self.rows - within * self.batch)
 
+    def share_rows(self, step: int, rank: int, world: int) -> int:
+        """The size of the share of worker `rank` of `world`."""
+        first, last = _cuts(_counts(self, step), rank, world)
+        return last - first
+
     def share(self, step: int, rank: int, world: int) -> Rows:
         """The rows of worker `rank` of `world` in step `step`. Shares of all ranks, joined, are the global batch."""
         epoch = step // self.steps_per_epoch
-        streams, indices = self._share_positions(step, rank, world)
-        return _rows_at(self, epoch, streams, indices)
+        pieces = [_stream(self, epoch, s).places(first, last) for s, first, last in self._pieces(step, rank, world)]
+        places = np.concatenate([np.empty(0, np.int64), *pieces])
+        groups, ends = _line(self, epoch)
+        k = np.searchsorted(ends, places, side="right")
+        return self.group_starts[groups[k] + 1] - (ends[k] - places)
 
     def groups(self, step: int, rank: int, world: int) -> list[int]:
         """The row groups in the windows that this share comes from, in the order in which they are needed."""
         epoch = step // self.steps_per_epoch
-        streams, indices = self._share_positions(step, rank, world)
-        order, ends = _line(self, epoch)
-        starts, lengths = _streams(self)
         found: dict[int, None] = {}
-        for stream, block in sorted({(int(s), int(i) // self.window) for s, i in zip(streams, indices, strict=True)}):
-            first = starts[stream] + block * self.window
-            last = min(first + self.window, starts[stream] + lengths[stream]) - 1
-            a, b = np.searchsorted(ends, [first, last], side="right")
-            found.update(dict.fromkeys(int(g) for g in order[a : b + 1]))
+        for s, first, last in self._pieces(step, rank, world):
+            found.update(dict.fromkeys(_stream(self, epoch, s).groups(first, last)))
         return list(found)
 
-    def _share_positions(self, step: int, rank: int, world: int) -> tuple[Rows, Rows]:
-        """(stream, index inside it) of the share's rows."""
-        assert 0 <= rank < world, (rank, world)
-        n = self.batch_rows(step)
-        first = step % self.steps_per_epoch * self.batch
-        positions = np.arange(first, first + n, dtype=np.int64)
-        streams, indices = _bit_reversed(self.streams)[positions % self.streams], positions // self.streams
-        mine = np.lexsort((indices, streams))[slice(*part(n, rank, world))]
-        return streams[mine], indices[mine]
+    def _pieces(self, step: int, rank: int, world: int) -> list[tuple[int, int, int]]:
+        """(stream, first index in it, last one, excluded) of each run of rows that makes up a share."""
+        counts = _counts(self, step)
+        begin = _begins(self, step)
+        first, last = _cuts(counts, rank, world)
+        ends = np.cumsum(counts)
+        pieces = []
+        for s in range(int(np.searchsorted(ends, first, side="right")), self.streams):
+            before = int(ends[s] - counts[s])
+            if before >= last:
+                break
+            a, b = max(first, before), min(last, int(ends[s]))
+            if a < b:
+                pieces.append((s, int(begin[s]) + a - before, int(begin[s]) + b - before))
+        return pieces
 
 
 def part(n: int, rank: int, world: int) -> tuple[int, int]:
     """(first, last) of the n things, last excluded, that are worker `rank`'s; sizes are at most 1 apart."""
     return rank * n // world, (rank + 1) * n // world
+
+
+def _cuts(counts: Rows, rank: int, world: int) -> tuple[int, int]:
+    """(first, last) of a batch's rows, last excluded, that are worker `rank`'s. `counts`: rows of each stream.
+
+    Where a whole number of streams falls to each worker, cuts lie at the streams' ends: sizes are at most 1 apart.
+    Elsewhere they are `part`'s, moved to lie inside the stream that the two workers have in common.
+    """
+    ends = np.concatenate([[0], np.cumsum(counts)])
+    n, streams = int(ends[-1]), len(counts)
+
+    def cut(r: int) -> int:
+        stream, shared = divmod(r * streams, world)
+        if not shared:
+            return int(ends[stream])
+        return int(np.clip(r * n // world, ends[stream], ends[stream + 1]))
+
+    assert 0 <= rank < world, (rank, world)
+    return cut(rank), cut(rank + 1)
+
+
+def _begins(order: Order, step: int) -> Rows:
+    """The index inside each stream that a step's batch begins with."""
+    first = step % order.steps_per_epoch * order.batch
+    return -((_bit_reversed(order.streams) - first) // order.streams)
+
+
+def _counts(order: Order, step: int) -> Rows:
+    """The rows that a step's batch takes from each stream."""
+    first = step % order.steps_per_epoch * order.batch
+    end = -((_bit_reversed(order.streams) - first - order.batch_rows(step)) // order.streams)
+    return end - _begins(order, step)
 
 
 @lru_cache(maxsize=8)
@@ -99,44 +152,64 @@ def _bit_reversed(n: int) -> Rows:
     return np.array([int(format(i, f"0{bits}b")[::-1], 2) if bits else 0 for i in range(n)], dtype=np.int64)
 
 
-@lru_cache(maxsize=8)
-def _streams(order: Order) -> tuple[Rows, Rows]:
-    """(first place on the line, length) of each stream; lengths are those that the positions of an epoch take."""
-    k = order.streams
-    lengths = np.empty(k, dtype=np.int64)
-    lengths[_bit_reversed(k)] = [(order.rows - j + k - 1) // k for j in range(k)]
-    return np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths
-
-
 @lru_cache(maxsize=4)
 def _line(order: Order, epoch: int) -> tuple[Rows, Rows]:
     """(row groups in this epoch's order, the place on the line where each ends)."""
     permuted = keys.permutation(len(order.group_rows), order.seed, epoch, Purpose.GROUP_ORDER)
-    return permuted, np.cumsum(np.asarray(order.group_rows, dtype=np.int64)[permuted])
+    return permuted, np.cumsum(np.diff(order.group_starts)[permuted])
 
 
-@lru_cache(maxsize=4)
-def _group_starts(order: Order) -> Rows:
-    return np.concatenate([[0], np.cumsum(order.group_rows)[:-1]]).astype(np.int64)
+@dataclass(frozen=True)
+class _Stream:
+    """A part of an epoch's line. `bounds`: places on the line where its windows begin, and its end."""
+
+    order: Order
+    epoch: int
+    number: int
+    bounds: Rows
+
+    def places(self, first: int, last: int) -> Rows:
+        """Of the rows with the indices first <= i < last of this stream: where on the line they lie."""
+        begin = int(self.bounds[0])
+        places = np.empty(last - first, dtype=np.int64)
+        for block in self._blocks(first, last):
+            a, b = int(self.bounds[block]) - begin, int(self.bounds[block + 1]) - begin
+            i, j = max(a, first), min(b, last)
+            places[i - first : j - first] = (
+                begin + a + _window(self.order, self.epoch, self.number, block)[i - a : j - a]
+            )
+        return places
+
+    def groups(self, first: int, last: int) -> list[int]:
+        """The row groups of the windows with the indices first <= i < last."""
+        groups, ends = _line(self.order, self.epoch)
+        blocks = self._blocks(first, last)
+        places = self.bounds[blocks.start], self.bounds[blocks.stop] - 1
+        a, b = np.searchsorted(ends, places, side="right")
+        return [int(g) for g in groups[a : b + 1]]
+
+    def _blocks(self, first: int, last: int) -> range:
+        a, b = np.searchsorted(self.bounds - self.bounds[0], [first, last - 1], side="right") - 1
+        return range(int(a), int(b) + 1)
 
 
 @lru_cache(maxsize=2 * _STREAMS_MOST)
+def _stream(order: Order, epoch: int, number: int) -> _Stream:
+    """Its length is the number of positions of an epoch that fall to it."""
+    k = order.streams
+    lengths = (order.rows - _bit_reversed(k) + k - 1) // k
+    end = int(lengths[: number + 1].sum())
+    begin = end - int(lengths[number])
+    _, ends = _line(order, epoch)
+    inner = ends[np.searchsorted(ends, begin, side="right") : np.searchsorted(ends, end)]
+    window = order.held // k
+    phase = window * int(_bit_reversed(k)[number]) // k  # so that streams do not change windows all at once
+    return _Stream(order, epoch, number, np.concatenate([[begin], inner[phase::window], [end]]))
+
+
+@lru_cache(maxsize=4 * _STREAMS_MOST)
 def _window(order: Order, epoch: int, stream: int, block: int) -> Rows:
-    """Places on the line of one window of a stream, shuffled."""
-    starts, lengths = _streams(order)
-    first = block * order.window
-    n = min(order.window, int(lengths[stream]) - first)
-    which = block * _STREAMS_MOST + stream
-    return starts[stream] + first + keys.permutation(n, order.seed, epoch, Purpose.WINDOW_ORDER, which)
-
-
-def _rows_at(order: Order, epoch: int, streams: Rows, indices: Rows) -> Rows:
-    places = np.empty(len(streams), dtype=np.int64)
-    blocks = indices // order.window
-    for stream, block in {(int(s), int(b)) for s, b in zip(streams, blocks, strict=True)}:
-        here = (streams == stream) & (blocks == block)
-        places[here] = _window(order, epoch, stream, block)[indices[here] % order.window]
-    groups, ends = _line(order, epoch)
-    k = np.searchsorted(ends, places, side="right")
-    begin = ends[k] - np.asarray(order.group_rows, dtype=np.int64)[groups[k]]
-    return _group_starts(order)[groups[k]] + (places - begin)
+    """The rows of one window of a stream, counted from its first, shuffled."""
+    bounds = _stream(order, epoch, stream).bounds
+    n = int(bounds[block + 1] - bounds[block])
+    return keys.permutation(n, order.seed, epoch, Purpose.WINDOW_ORDER, block * _STREAMS_MOST + stream)

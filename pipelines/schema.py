@@ -9,6 +9,7 @@ name    string        where the image came from, relative to its source
 
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from hashlib import sha256
 
 import pyarrow as pa
@@ -64,9 +65,14 @@ class Manifest:
     rejected: int
     version: int = VERSION
 
-    @property
+    @cached_property
     def group_rows(self) -> tuple[int, ...]:
         return tuple(n for shard in self.shards for n in shard.group_rows)
+
+    @property
+    def group_bytes(self) -> float:
+        """The mean size of a row group in its file."""
+        return sum(shard.bytes for shard in self.shards) / len(self.group_rows)
 
     @property
     def fingerprint(self) -> str:

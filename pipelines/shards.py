@@ -15,6 +15,8 @@ from pipelines.errors import DataError
 from pipelines.location import Location
 from pipelines.schema import COLUMNS, MANIFEST, Manifest, Shard
 
+_AHEAD_BYTES = 128 << 20
+
 
 @dataclass(frozen=True)
 class RowGroup:
@@ -125,25 +127,40 @@ def _row_group(table: pa.Table, where: str) -> RowGroup:
 
 
 class ReadAhead:
-    """Keeps just the row groups that are wanted, reading them on threads of its own."""
+    """Keeps the row groups that are needed, and reads some that will be, on threads of its own.
+
+    Bound: the groups of `needed` and 128 MiB of others, or one if groups are larger.
+    """
 
     def __init__(self, data: DataSet, threads: int = 2) -> None:
         self._data = data
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read-ahead")
         self._groups: dict[int, Future[RowGroup]] = {}
+        self._ahead = max(1, int(_AHEAD_BYTES / data.manifest.group_bytes))
+        self.rows_read = 0
 
-    def want(self, groups: Iterable[int]) -> None:
-        """Starts to read the groups that are not there yet, and forgets all others."""
-        wanted = list(dict.fromkeys(int(g) for g in groups))
-        for group in set(self._groups) - set(wanted):
+    def want(self, needed: Iterable[int], ahead: Iterable[int]) -> None:
+        """Starts to read the groups that are not there yet, and forgets all others. `ahead`: the next ones first."""
+        wanted = dict.fromkeys(needed)
+        most = len(wanted) + self._ahead
+        for group in ahead:
+            if len(wanted) == most:
+                break
+            wanted[group] = None
+        for group in self._groups.keys() - wanted.keys():
             self._groups.pop(group).cancel()
         for group in wanted:
             if group not in self._groups:
                 self._groups[group] = self._pool.submit(self._data.read_group, group)
+                self.rows_read += self._data.manifest.group_rows[group]
 
     def get(self, group: int) -> RowGroup:
         """Waits for a group that is wanted."""
         return self._groups[group].result()
+
+    def __len__(self) -> int:
+        """Row groups that are held or being read."""
+        return len(self._groups)
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

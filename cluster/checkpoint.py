@@ -37,6 +37,7 @@ class Epoch:
     learning_rate: float
     images_per_second: float
     seconds: float
+    unreadable: int = 0  # images that could not be decoded
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """The paper's tests (section 3.2): the net over whole images, scores averaged over space, probabilities over mirror
 images and scales."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from cluster import checkpoint
 from cluster.metrics import Totals, label_ranks
+from cluster.train import Log, name_unreadable
 from cluster.vgg import STRIDE
 from cluster.world import World
 from pipelines.errors import TrainingError
@@ -35,10 +35,10 @@ def dense_probabilities(dense: nn.Module, images: Tensor, mirror: bool) -> Tenso
     return torch.stack([F.softmax(dense(view).mean(dim=(2, 3)), dim=1) for view in views]).mean(dim=0)
 
 
-def evaluate_share(test: Evaluation, world: World, progress: Callable[[int], None] = lambda images: None) -> Totals:
+def evaluate_share(test: Evaluation, world: World, log: Log = lambda record: None) -> Totals:
     """This worker's part of the test; the parts of all workers add up to the data set.
 
-    `progress` is told of images done, counted once a scale.
+    `log` is told of images done, counted once a scale, and of those that cannot be decoded.
     """
     saved = checkpoint.load(test.checkpoint)
     card = saved.card
@@ -50,6 +50,7 @@ def evaluate_share(test: Evaluation, world: World, progress: Callable[[int], Non
     probabilities = torch.zeros(last - first, len(card.classes))
     labels = torch.zeros(last - first, dtype=torch.int64)
     seen = torch.zeros(last - first, dtype=torch.int64)
+    unreadable: set[int] = set()
     with torch.inference_mode():
         for scale in test.scales:
             for batch in WholeBatches(data, scale, card.mean_rgb, card.pixel_std, STRIDE, world.seat):
@@ -57,14 +58,16 @@ def evaluate_share(test: Evaluation, world: World, progress: Callable[[int], Non
                 probabilities[rows] += dense_probabilities(dense, batch.images, test.mirror).cpu()
                 labels[rows] = batch.labels.cpu()
                 seen[rows] += 1
-                progress(len(rows))
+                unreadable |= {image.row for image in batch.replaced}
+                name_unreadable(batch, log)
+                log({"kind": "tested", "images": len(rows)})
     if not bool((seen == len(test.scales)).all()):
         raise TrainingError(f"{test.data}: {int((seen != len(test.scales)).sum())} images were not tested just once")
     probabilities /= len(test.scales)
-    return _totals(probabilities, labels)
+    return _totals(probabilities, labels, len(unreadable))
 
 
-def _totals(probabilities: Tensor, labels: Tensor) -> Totals:
+def _totals(probabilities: Tensor, labels: Tensor, unreadable: int) -> Totals:
     ranks = label_ranks(probabilities, labels)
     losses = -probabilities.gather(1, labels[:, None]).double().clamp_min(1e-30).log()
-    return Totals(len(labels), float(losses.sum()), int((ranks < 1).sum()), int((ranks < 5).sum()))
+    return Totals(len(labels), float(losses.sum()), int((ranks < 1).sum()), int((ranks < 5).sum()), unreadable)

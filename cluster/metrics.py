@@ -10,12 +10,14 @@ from cluster.world import World
 
 @dataclass(frozen=True)
 class Totals:
-    """Over `images`: the sum of their losses, and how many had the right class first, or among the first five."""
+    """Over `images`: the sum of their losses, how many had the right class first, or among the first five, and how many
+    could not be decoded, so that a plain picture stood in."""
 
     images: int
     loss_sum: float
     top1: int
     top5: int
+    unreadable: int = 0
 
     def __add__(self, other: "Totals") -> "Totals":
         return Totals(
@@ -23,6 +25,7 @@ class Totals:
             self.loss_sum + other.loss_sum,
             self.top1 + other.top1,
             self.top5 + other.top5,
+            self.unreadable + other.unreadable,
         )
 
     @property
@@ -43,26 +46,21 @@ class Meter:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self._sums = torch.zeros(4, dtype=torch.float64, device=world.device)
+        self._sums = torch.zeros(5, dtype=torch.float64, device=world.device)
 
-    def add(self, scores: Tensor, labels: Tensor, losses: Tensor) -> None:
+    def add(self, scores: Tensor, labels: Tensor, losses: Tensor, unreadable: int = 0) -> None:
         """`scores` (n, classes), `labels` (n,), `losses` (n,)."""
         with torch.no_grad():
             ranks = label_ranks(scores, labels)
-            self._sums += torch.stack(
-                [
-                    torch.full((), len(labels), dtype=torch.float64, device=scores.device),
-                    losses.double().sum(),
-                    (ranks < 1).sum().double(),
-                    (ranks < 5).sum().double(),
-                ]
-            )
+            known = torch.tensor([len(labels), unreadable], dtype=torch.float64).to(scores.device)
+            found = torch.stack([losses.double().sum(), (ranks < 1).sum().double(), (ranks < 5).sum().double()])
+            self._sums += torch.cat([known[:1], found, known[1:]])
 
     def read(self) -> Totals:
         """The totals of all workers since the last read; every worker has to call it."""
-        images, loss_sum, top1, top5 = self.world.add_up(self._sums).tolist()
+        images, loss_sum, top1, top5, unreadable = self.world.add_up(self._sums).tolist()
         self._sums = torch.zeros_like(self._sums)
-        return Totals(int(images), loss_sum, int(top1), int(top5))
+        return Totals(int(images), loss_sum, int(top1), int(top5), int(unreadable))
 
 
 def label_ranks(scores: Tensor, labels: Tensor) -> Tensor:

@@ -70,6 +70,13 @@ class StageSettings(Settings):
     flip: bool = Field(True, description="mirror half of the training images")
     colour_shift: float = Field(0.1, ge=0, description="deviation of the RGB shift's normal variates; 0: none")
     pixel_std: float = Field(1.0, gt=0, description="pixels are divided by it after the mean is subtracted")
+    max_unreadable: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="share of an epoch's images that may turn out not to be decodable (a plain picture stands in for "
+        "each); more end the run",
+    )
     deliver: Literal["best", "last"] = Field(
         "best", description="the epoch whose net later stages and tests take: best validation accuracy, or last"
     )

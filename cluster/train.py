@@ -81,9 +81,12 @@ def train(stage: Stage, world: World, log: Log) -> Progress:
         optimise.set_rate(optimiser, rate)
         torch.manual_seed(_dropout_seed(s.seed, number, world.rank))
         started = time.monotonic()
-        totals = _epoch(model, optimiser, stream, order, meter, _reporter(stage, number, rate, started, log))
+        report = _reporter(stage, number, rate, started, log)
+        totals = _epoch(model, optimiser, stream, order, meter, s.max_unreadable, report, log)
         seconds = time.monotonic() - started
-        checked = validate(net, checks, meter, validation.rows)
+        checked = validate(net, checks, meter, validation.rows, log)
+        _check_readable(checked, validation.rows, s.max_unreadable)
+        log({"kind": "reading", "epoch": number + 1, "rank": world.rank, "read_per_used": batches.read_per_used})
         progress.epochs.append(
             Epoch(
                 loss=totals.loss,
@@ -94,6 +97,7 @@ def train(stage: Stage, world: World, log: Log) -> Progress:
                 learning_rate=rate,
                 images_per_second=totals.images / seconds,
                 seconds=time.monotonic() - started,
+                unreadable=totals.unreadable,
             )
         )
         if world.rank == 0:
@@ -144,7 +148,9 @@ def _epoch(
     stream: Iterator[Batch],
     order: Order,
     meter: Meter,
+    max_unreadable: float,
     report: Callable[[int, int, Totals | None], None],
+    log: Log,
 ) -> Totals:
     """One pass over the training set."""
     model.train()
@@ -158,27 +164,46 @@ def _epoch(
         optimiser.zero_grad(set_to_none=True)
         exchange.mean_loss(losses, batch.total, meter.world).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-        meter.add(scores, batch.labels, losses)
+        meter.add(scores, batch.labels, losses, len(batch.replaced))
+        name_unreadable(batch, log)
         point = meter.read() if step in points else None
         report(step, steps, point)
         if point is not None:
             totals = totals + point
+            _check_readable(totals, order.rows, max_unreadable)
     if totals.images != order.rows:
         raise TrainingError(f"an epoch of {order.rows} images has trained on {totals.images}")
     return totals
 
 
-def validate(model: nn.Module, batches: ValidationBatches, meter: Meter, rows: int) -> Totals:
+def validate(model: nn.Module, batches: ValidationBatches, meter: Meter, rows: int, log: Log) -> Totals:
     """Loss and accuracy on the middle crops of all `rows` images, each counted once."""
     model.eval()
     with torch.inference_mode():
         for batch in batches:
             scores = model(batch.images)
-            meter.add(scores, batch.labels, F.cross_entropy(scores, batch.labels, reduction="none"))
+            losses = F.cross_entropy(scores, batch.labels, reduction="none")
+            meter.add(scores, batch.labels, losses, len(batch.replaced))
+            name_unreadable(batch, log)
     totals = meter.read()
     if totals.images != rows:
         raise TrainingError(f"a validation set of {rows} images had {totals.images} looked at")
     return totals
+
+
+def name_unreadable(batch: Batch, log: Log) -> None:
+    """Tells of a batch's images that could not be decoded."""
+    for image in batch.replaced:
+        log({"kind": "unreadable", "name": image.name, "reason": image.reason})
+
+
+def _check_readable(totals: Totals, rows: int, most: float) -> None:
+    """Raises TrainingError, on all workers, if more than the share `most` of `rows` images could not be decoded."""
+    if totals.unreadable > most * rows:
+        raise TrainingError(
+            f"{totals.unreadable} of {rows} images cannot be decoded, more than max_unreadable ({most:g}) allows; "
+            "they are named above and in MLflow: prepare the data set again"
+        )
 
 
 def _reporter(

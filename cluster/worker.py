@@ -27,7 +27,7 @@ def train_worker(config: dict[str, Any]) -> str | None:
     device = ray.train.torch.get_device()
     world = World(context.get_world_rank(), context.get_world_size(), device, config["threads"])
     torch.set_num_threads(world.threads)
-    log = _post(config["mailbox"]) if world.rank == 0 else _ignore
+    log = _post(config["mailbox"]) if world.rank == 0 else _own(_post(config["mailbox"]))
     try:
         train(stage, world, log)
     except TrainingError as error:  # raised on all workers together, and would be again: no case for a retry
@@ -39,10 +39,7 @@ def evaluate_worker(test: Evaluation, rank: int, size: int, threads: int, mailbo
     """A Ray task: the part of worker `rank` of `size`."""
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
-    post = _post(mailbox)
-    return evaluate_share(
-        test, World(rank, size, device, threads), lambda images: post({"kind": "tested", "images": images})
-    )
+    return evaluate_share(test, World(rank, size, device, threads), _post(mailbox))
 
 
 def _post(mailbox: Any) -> Log:
@@ -60,5 +57,11 @@ def _post(mailbox: Any) -> Log:
     return post
 
 
-def _ignore(record: dict[str, Any]) -> None:
-    del record
+def _own(post: Log) -> Log:
+    """Of the records, those that every worker has its own of; the others are the same on all."""
+
+    def post_own(record: dict[str, Any]) -> None:
+        if record["kind"] in ("unreadable", "reading"):
+            post(record)
+
+    return post_own

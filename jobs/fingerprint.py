@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 # Raised whenever training with the same settings on the same data gives another net than before.
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 
 
 def stage_key(settings: dict[str, Any], training: str, validation: str, start: str | None) -> str:

@@ -56,6 +56,10 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
+    return csv_text([_HEAD, *(row.cells() for row in rows)])
+
+
+def csv_text(lines: Sequence[Sequence[str]]) -> str:
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([_HEAD, *(row.cells() for row in rows)])
+    csv.writer(out, lineterminator="\n").writerows(lines)
     return out.getvalue()

@@ -35,6 +35,7 @@ _EPOCH_METRICS = {
     "validation_accuracy5": "validation_accuracy5",
     "images_per_second": "epoch_images_per_second",
     "seconds": "epoch_seconds",
+    "unreadable": "unreadable_images",
 }
 
 
@@ -174,18 +175,34 @@ class _Chain:
         self._runs[folder.name] = run
         self._tracker.parameters(run, settings.model_dump(by_alias=True, mode="json"))
         stage = Stage(folder.name, settings, data.train, data.val, folder.path, start)
+        unreadable: dict[str, str] = {}
+
+        def listen(record: dict[str, Any]) -> None:
+            if record["kind"] == "unreadable":
+                unreadable[record["name"]] = record["reason"]
+            self._listen(run, record)
+
         try:
-            launch.train_stage(stage, self._shape, job.cluster.max_failures, lambda record: self._listen(run, record))
+            launch.train_stage(stage, self._shape, job.cluster.max_failures, listen)
             saved = checkpoint.newest(folder.path)
             if saved is None:
                 raise TrainingError(f"stage {folder.name}: its checkpoints have vanished from {folder.path}")
         except BaseException as error:
+            self._list_unreadable(run, folder, unreadable)
             self._tracker.end_run(run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
+        self._list_unreadable(run, folder, unreadable)
         finished = folder.finish(saved.progress, settings.deliver)
         self._tracker.artifact(run, finished.delivered, "checkpoints")
         self._tracker.end_run(run, "FINISHED")
         return finished
+
+    def _list_unreadable(self, run: str, folder: StageFolder, unreadable: dict[str, str]) -> None:
+        """Writes the names of images that could not be decoded, and why, beside the checkpoints and to MLflow."""
+        if unreadable:
+            path = folder.path / "unreadable.csv"
+            write_text(path, report.csv_text([("image", "reason"), *sorted(unreadable.items())]))
+            self._tracker.artifact(run, path)
 
     def _listen(self, run: str, record: dict[str, Any]) -> None:
         self._watch.listen(record)
@@ -195,6 +212,9 @@ class _Chain:
         elif record["kind"] == "epoch":
             values = {metric: record[key] for key, metric in _EPOCH_METRICS.items()}
             self._tracker.metrics(run, values, record["epoch"], record["time"])
+        elif record["kind"] == "reading":
+            name = f"rows_read_per_row_used.worker_{record['rank']}"
+            self._tracker.metrics(run, {name: record["read_per_used"]}, record["epoch"], record["time"])
 
     def tests(self) -> list[Row]:
         """Carries out the job's tests, except those whose result is known; writes and tracks their table."""
@@ -236,7 +256,9 @@ class _Chain:
         self._watch.done()
         note.parent.mkdir(exist_ok=True)
         write_json(note, asdict(totals))
-        self._watch.say(f"{what}: Q {' '.join(map(str, test.scales))}, {totals.top1} of {totals.images} right")
+        unreadable = f", {totals.unreadable} cannot be decoded" if totals.unreadable else ""
+        right = f"{totals.top1} of {totals.images} right{unreadable}"
+        self._watch.say(f"{what}: Q {' '.join(map(str, test.scales))}, {right}")
         return totals
 
 

@@ -12,6 +12,7 @@ class Watch:
     def __init__(self) -> None:
         self._bar: tqdm[Any] | None = None
         self._what = ""
+        self._unreadable: set[str] = set()
 
     def say(self, line: str = "") -> None:
         """A line of its own, above the bar."""
@@ -35,6 +36,9 @@ class Watch:
                 f"validation {record['validation_accuracy']:.3f}  {record['images_per_second']:.0f} images/s  "
                 f"rate {record['learning_rate']:g}  {record['seconds']:.1f} s"
             )
+        elif kind == "unreadable" and record["name"] not in self._unreadable:
+            self._unreadable.add(record["name"])
+            self.say(f"{record['name']} cannot be decoded ({record['reason']}); a plain picture stands in for it")
         elif kind == "quiet":
             self.say(
                 f"no word from the workers for {record['seconds']} s; they wait for free CPUs or GPUs, or validate"

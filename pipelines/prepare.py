@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from hashlib import file_digest
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from pipelines import audit, keys
 from pipelines.errors import DataError
 from pipelines.keys import Purpose
-from pipelines.schema import COLUMNS, MANIFEST, Manifest, Shard, Statistics
+from pipelines.schema import COLUMNS, MANIFEST, Manifest, Shard, Statistics, checksum
 from pipelines.sources import Source
 
 REPORT = "rejected.csv"
@@ -208,6 +207,7 @@ class _Shards:
         self._group_bytes = 0
         self._writer: pq.ParquetWriter | None = None
         self._group_rows: list[int] = []
+        self._group_xxh3: list[str] = []
         self._shard_bytes = 0
         self._done: list[Shard] = []
 
@@ -236,15 +236,17 @@ class _Shards:
             self._writer = pq.ParquetWriter(
                 self._path, COLUMNS, compression="none", use_dictionary=False, write_statistics=False
             )
+        labels = np.array([image.label for image in self._group], np.int64)
         columns = [
             pa.array([image.encoded for image in self._group], pa.large_binary()),
-            pa.array([image.label for image in self._group], pa.int32()),
+            pa.array(labels, pa.int32()),
             pa.array([image.verdict.width for image in self._group], pa.int32()),
             pa.array([image.verdict.height for image in self._group], pa.int32()),
             pa.array([image.name for image in self._group], pa.string()),
         ]
         self._writer.write_table(pa.Table.from_arrays(columns, schema=COLUMNS), row_group_size=len(self._group))
         self._group_rows.append(len(self._group))
+        self._group_xxh3.append(checksum((image.encoded for image in self._group), labels))
         self._shard_bytes += self._group_bytes
         self._group, self._group_bytes = [], 0
 
@@ -252,8 +254,6 @@ class _Shards:
         if self._writer is None:
             return
         self._writer.close()
-        with self._path.open("rb") as stream:
-            digest = file_digest(stream, "sha256").hexdigest()
-        shard = Shard(self._path.name, self._path.stat().st_size, digest, tuple(self._group_rows))
-        self._done.append(shard)
-        self._writer, self._group_rows, self._shard_bytes = None, [], 0
+        rows, digests = tuple(self._group_rows), tuple(self._group_xxh3)
+        self._done.append(Shard(self._path.name, self._path.stat().st_size, rows, digests))
+        self._writer, self._group_rows, self._group_xxh3, self._shard_bytes = None, [], [], 0

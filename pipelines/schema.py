@@ -8,14 +8,18 @@ name    string        where the image came from, relative to its source
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
+from xxhash import xxh3_64
 
 from pipelines.errors import DataError
 
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 
 COLUMNS = pa.schema(
@@ -31,12 +35,21 @@ COLUMNS = pa.schema(
 
 @dataclass(frozen=True)
 class Shard:
-    """One Parquet file: its name, length in bytes, SHA-256, and the rows in each of its row groups."""
+    """One Parquet file: its name, length in bytes, and of each of its row groups the rows and the checksum."""
 
     file: str
     bytes: int
-    sha256: str
     group_rows: tuple[int, ...]
+    group_xxh3: tuple[str, ...]
+
+
+def checksum(encoded: Iterable[bytes | memoryview], labels: NDArray[np.int64]) -> str:
+    """Of a row group: xxh3_64, in hex, of the encoded images end to end and then the labels as little-endian int64."""
+    digest = xxh3_64()
+    for image in encoded:
+        digest.update(image)
+    digest.update(labels.astype("<i8").tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -69,12 +82,16 @@ class Manifest:
         return tuple(n for shard in self.shards for n in shard.group_rows)
 
     @property
+    def group_xxh3(self) -> tuple[str, ...]:
+        return tuple(digest for shard in self.shards for digest in shard.group_xxh3)
+
+    @property
     def fingerprint(self) -> str:
         """The identity of the content: what the rows are, not where they lie."""
         content = {
             "version": self.version,
             "classes": self.classes,
-            "shards": [shard.sha256 for shard in self.shards],
+            "groups": list(zip(self.group_rows, self.group_xxh3, strict=True)),
             "statistics": asdict(self.statistics) if self.statistics else None,
         }
         return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -91,7 +108,9 @@ class Manifest:
                 raise DataError(
                     f"{where}: written as version {raw['version']}, this is version {VERSION}: prepare it again"
                 )
-            shards = tuple(Shard(**{**shard, "group_rows": tuple(shard["group_rows"])}) for shard in raw.pop("shards"))
+            shards = tuple(
+                Shard(s["file"], s["bytes"], tuple(s["group_rows"]), tuple(s["group_xxh3"])) for s in raw.pop("shards")
+            )
             statistics = raw.pop("statistics")
             if statistics is not None:
                 mean, directions, deviations = (statistics[k] for k in ("mean_rgb", "rgb_components", "rgb_deviations"))
@@ -104,4 +123,8 @@ class Manifest:
             raise DataError(f"{where}: not a manifest of this program: {error}") from error
         if sum(manifest.group_rows) != manifest.rows:
             raise DataError(f"{where}: its row groups hold {sum(manifest.group_rows)} rows, not {manifest.rows}")
+        if len(manifest.group_xxh3) != len(manifest.group_rows):
+            raise DataError(
+                f"{where}: has {len(manifest.group_xxh3)} checksums of {len(manifest.group_rows)} row groups"
+            )
         return manifest

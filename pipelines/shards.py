@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipelines.errors import DataError
 from pipelines.location import Location
-from pipelines.schema import COLUMNS, MANIFEST, Manifest, Shard
+from pipelines.schema import COLUMNS, MANIFEST, Manifest, Shard, checksum
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class DataSet:
                 table = pq.ParquetFile(stream).read_row_group(within, use_threads=True)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{where}: row group {within} cannot be read: {error}") from error
-        return _row_group(table, str(where))
+        return _row_group(table, f"{where}: row group {within}", self.manifest.group_xxh3[group])
 
     def read_sizes(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(widths, heights) of the rows first <= r < last, without reading the images."""
@@ -107,21 +107,33 @@ class DataSet:
         raise AssertionError(f"no row group {group}")
 
 
-def _row_group(table: pa.Table, where: str) -> RowGroup:
+def _row_group(table: pa.Table, where: str, expected: str) -> RowGroup:
+    """`expected`: the row group's checksum in the manifest. Raises DataError."""
     if table.schema.names != COLUMNS.names:
-        raise DataError(f"{where}: has the columns {table.schema.names}, expected {COLUMNS.names}")
-    column = table["image"].combine_chunks()
-    images = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-    _, offsets, data = images.buffers()
-    ends = np.frombuffer(offsets, np.int64)[images.offset : images.offset + len(images) + 1]
-    content = np.frombuffer(data, np.uint8)
-    return RowGroup(
-        encoded=[content[a:b] for a, b in pairwise(ends)],
+        raise DataError(f"{where} has the columns {table.schema.names}, expected {COLUMNS.names}")
+    group = RowGroup(
+        encoded=_views(table["image"]),
         labels=table["label"].to_numpy().astype(np.int64),
         widths=table["width"].to_numpy().astype(np.int64),
         heights=table["height"].to_numpy().astype(np.int64),
         names=table["name"].to_pylist(),
     )
+    found = checksum((image.data for image in group.encoded), group.labels)  # microseconds an image
+    if found != expected:
+        raise DataError(f"{where} changed since it was prepared: its checksum is {found}, the manifest says {expected}")
+    return group
+
+
+def _views(column: pa.ChunkedArray) -> list[NDArray[np.uint8]]:
+    """The bytes of each row, without a copy."""
+    views: list[NDArray[np.uint8]] = []
+    for chunk in column.chunks:
+        _, offsets, data = chunk.buffers()
+        width = np.int64 if pa.types.is_large_binary(chunk.type) else np.int32
+        ends = np.frombuffer(offsets, width)[chunk.offset : chunk.offset + len(chunk) + 1]
+        content = np.frombuffer(data, np.uint8)
+        views += [content[a:b] for a, b in pairwise(ends)]
+    return views
 
 
 class ReadAhead:

@@ -1,7 +1,11 @@
+import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import xxhash
 from PIL import Image
 
 from pipelines import sources
@@ -25,6 +29,35 @@ def test_every_image_arrives_byte_for_byte_with_its_label_and_size(picture_set: 
     assert len(seen) == picture_set.rows == 60
     assert len(picture_set.manifest.group_rows) > 4
     assert len(picture_set.manifest.shards) > 1
+
+
+def test_the_manifest_has_the_checksum_of_each_row_group(picture_set: DataSet) -> None:
+    for g, expected in enumerate(picture_set.manifest.group_xxh3):
+        group = picture_set.read_group(g)
+        content = b"".join(map(bytes, group.encoded)) + struct.pack(f"<{len(group.labels)}q", *group.labels)
+        assert xxhash.xxh3_64(content).hexdigest() == expected
+
+
+@pytest.mark.parametrize("what", ["image", "label"])
+def test_a_row_group_that_changed_since_it_was_prepared_is_told_of(
+    picture_set: DataSet, tmp_path: Path, what: str
+) -> None:
+    place = shutil.copytree(str(picture_set.location), tmp_path / "copy")
+    shard = place / "part-00001.parquet"
+    content = bytearray(shard.read_bytes())
+    column = pq.read_metadata(shard).row_group(1).column(0 if what == "image" else 1)
+    content[column.data_page_offset + column.total_compressed_size - 2] ^= 1
+    shard.write_bytes(content)
+    data = DataSet.open(str(place))
+    first = len(data.manifest.shards[0].group_rows)
+    for g in range(len(data.manifest.group_rows)):
+        if g != first + 1:
+            data.read_group(g)
+    with pytest.raises(
+        DataError, match=r"copy/part-00001\.parquet: row group 1 changed since it was prepared: "
+    ) as told:
+        data.read_group(first + 1)
+    assert "\n" not in str(told.value)
 
 
 def test_statistics_are_those_of_the_pixels(picture_set: DataSet, pictures: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from jobs import schema
 from pipelines import sources
 from pipelines.errors import DataError, VerydeepError
-from pipelines.prepare import REPORT, prepare
+from pipelines.prepare import REPORT, Options, existing, prepare
+from pipelines.schema import Manifest
 from pipelines.sources import Source
 
 
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"verydeep: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("verydeep: interrupted; the same command goes on after the last whole epoch", file=sys.stderr)
+        print("verydeep: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         return 130
     return 0
 
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     for each in (folder, digits):
         each.add_argument("--seed", type=int, default=0, help="of the order, and of the split (default: 0)")
         each.add_argument("--overwrite", action="store_true", help="replace what is there")
+        each.add_argument("--strict", action="store_true", help="fail on files that would be left out")
     return parser
 
 
@@ -121,16 +123,22 @@ def _fraction(text: str) -> float | None:
 
 def _write(training: Source, validation: Source | None, options: argparse.Namespace) -> None:
     parts = {"train": training, **({"val": validation} if validation is not None else {})}
-    for name in parts:
-        if (options.dest / name).exists() and not options.overwrite:
-            raise DataError(f"{options.dest / name}: is there already; choose another place or give --overwrite")
     if options.overwrite and validation is None and (options.dest / "val").exists():
         raise DataError(
             f"{options.dest / 'val'}: belongs to what is overwritten; give --val too, or remove it first: "
             "its images may be among the new training set's"
         )
+    made = {name: Options(seed=options.seed, statistics=name == "train") for name in parts}
+    done = {}
+    if not options.overwrite:  # whatever is in the way of one of them is told of before any is begun
+        done = {name: existing(source, options.dest / name, made[name]) for name, source in parts.items()}
     for name, source in parts.items():
         place = options.dest / name
-        manifest = prepare(source, place, seed=options.seed, statistics=name == "train", overwrite=options.overwrite)
-        left_out = f"; {manifest.rejected} files left out, see {place / REPORT}" if manifest.rejected else ""
-        print(f"{place}: {manifest.rows} images of {len(manifest.classes)} classes{left_out}")
+        manifest = prepare(source, place, **vars(made[name]), strict=options.strict, overwrite=options.overwrite)
+        _report(place, manifest, done.get(name) is not None)
+
+
+def _report(place: Path, manifest: Manifest, done: bool) -> None:
+    left_out = f"; {manifest.rejected} files left out, see {place / REPORT}" if manifest.rejected else ""
+    already = "prepared already, " if done else ""
+    print(f"{place}: {already}{manifest.rows} images of {len(manifest.classes)} classes{left_out}")

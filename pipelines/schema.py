@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +43,10 @@ class Shard:
     group_rows: tuple[int, ...]
     group_xxh3: tuple[str, ...]
 
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> "Shard":
+        return cls(raw["file"], raw["bytes"], tuple(raw["group_rows"]), tuple(raw["group_xxh3"]))
+
 
 def checksum(encoded: Iterable[bytes | memoryview], labels: NDArray[np.int64]) -> str:
     """Of a row group: xxh3_64, in hex, of the encoded images end to end and then the labels as little-endian int64."""
@@ -67,6 +72,8 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Manifest:
+    """`identity`: a hash of what the data set was made from, and how; the same preparation is not made again."""
+
     rows: int
     classes: tuple[str, ...]
     class_rows: tuple[int, ...]
@@ -75,6 +82,7 @@ class Manifest:
     source: str
     seed: int
     rejected: int
+    identity: str
     version: int = VERSION
 
     @property
@@ -108,9 +116,7 @@ class Manifest:
                 raise DataError(
                     f"{where}: written as version {raw['version']}, this is version {VERSION}: prepare it again"
                 )
-            shards = tuple(
-                Shard(s["file"], s["bytes"], tuple(s["group_rows"]), tuple(s["group_xxh3"])) for s in raw.pop("shards")
-            )
+            shards = tuple(map(Shard.from_json, raw.pop("shards")))
             statistics = raw.pop("statistics")
             if statistics is not None:
                 mean, directions, deviations = (statistics[k] for k in ("mean_rgb", "rgb_components", "rgb_deviations"))

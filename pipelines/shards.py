@@ -83,7 +83,7 @@ class DataSet:
                 table = pq.ParquetFile(stream).read_row_group(within, use_threads=True)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{where}: row group {within} cannot be read: {error}") from error
-        return _row_group(table, f"{where}: row group {within}", self.manifest.group_xxh3[group])
+        return _row_group(table, f"{where}: row group {within}", shard.group_xxh3[within])
 
     def read_sizes(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(widths, heights) of the rows first <= r < last, without reading the images."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs import schema
-from pipelines import sources
+from pipelines import imagenet, sources
 from pipelines.errors import DataError, VerydeepError
 from pipelines.prepare import REPORT, Options, existing, prepare
 from pipelines.schema import Manifest
@@ -51,11 +51,17 @@ def _parser() -> argparse.ArgumentParser:
     folder.add_argument("dest", metavar="DEST", type=Path, help="becomes DEST/train, and DEST/val with --val")
     folder.add_argument("--val", metavar="FOLDER|FRACTION", help="a second such folder, or a share of each class")
     folder.set_defaults(verb=_prepare_folder)
+    archives = prep.add_parser("imagenet", help="from ImageNet's archives (ILSVRC 2012) as they are, without unpacking")
+    archives.add_argument("--train", metavar="TAR", help="ILSVRC2012_img_train.tar; becomes DEST/train")
+    archives.add_argument("--val", metavar="TAR", help="ILSVRC2012_img_val.tar; becomes DEST/val")
+    archives.add_argument("--devkit", metavar="TAR", required=True, help="ILSVRC2012_devkit_t12.tar.gz")
+    archives.add_argument("dest", metavar="DEST", type=Path)
+    archives.set_defaults(verb=_prepare_imagenet)
     digits = prep.add_parser("digits", help="from scikit-learn's handwritten digits")
     digits.add_argument("dest", metavar="DEST", type=Path, help="becomes DEST/train and DEST/val")
     digits.set_defaults(verb=_prepare_digits)
-    for each in (folder, digits):
-        each.add_argument("--seed", type=int, default=0, help="of the order, and of the split (default: 0)")
+    for each in (folder, archives, digits):
+        each.add_argument("--seed", type=int, default=0, help="of the order, and of a split (default: 0)")
         each.add_argument("--overwrite", action="store_true", help="replace what is there")
         each.add_argument("--strict", action="store_true", help="fail on files that would be left out")
     return parser
@@ -99,19 +105,36 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _prepare_folder(options: argparse.Namespace) -> None:
-    training = sources.folder(options.source)
-    validation = None
+    parts = {"train": sources.folder(options.source)}
+    if options.val is None and options.overwrite and (options.dest / "val").exists():
+        raise DataError(
+            f"{options.dest / 'val'}: belongs to what is overwritten; give --val too, or remove it first: "
+            "its images may be among the new training set's"
+        )
     if options.val is not None:
         fraction = _fraction(options.val)
         if fraction is None:
-            validation = sources.folder(options.val, training.classes)
+            parts["val"] = sources.folder(options.val, parts["train"].classes)
         else:
-            training, validation = sources.split(training, fraction, options.seed)
-    _write(training, validation, options)
+            parts["train"], parts["val"] = sources.split(parts["train"], fraction, options.seed)
+    _write(parts, options)
+
+
+def _prepare_imagenet(options: argparse.Namespace) -> None:
+    if options.train is None and options.val is None:
+        raise DataError("give --train, --val or both")
+    devkit = imagenet.devkit(options.devkit)
+    parts = {}
+    if options.val is not None:  # first, since it is read in a moment
+        parts["val"] = imagenet.validation(options.val, devkit)
+    if options.train is not None:
+        parts["train"] = imagenet.training(options.train, devkit)
+    _write(parts, options)
 
 
 def _prepare_digits(options: argparse.Namespace) -> None:
-    _write(*sources.digits_split(options.seed), options)
+    training, validation = sources.digits_split(options.seed)
+    _write({"train": training, "val": validation}, options)
 
 
 def _fraction(text: str) -> float | None:
@@ -121,13 +144,7 @@ def _fraction(text: str) -> float | None:
         return None
 
 
-def _write(training: Source, validation: Source | None, options: argparse.Namespace) -> None:
-    parts = {"train": training, **({"val": validation} if validation is not None else {})}
-    if options.overwrite and validation is None and (options.dest / "val").exists():
-        raise DataError(
-            f"{options.dest / 'val'}: belongs to what is overwritten; give --val too, or remove it first: "
-            "its images may be among the new training set's"
-        )
+def _write(parts: dict[str, Source], options: argparse.Namespace) -> None:
     made = {name: Options(seed=options.seed, statistics=name == "train") for name in parts}
     done = {}
     if not options.overwrite:  # whatever is in the way of one of them is told of before any is begun

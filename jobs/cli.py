@@ -10,6 +10,7 @@ from pipelines import imagenet, sources
 from pipelines.errors import DataError, VerydeepError
 from pipelines.prepare import REPORT, Options, existing, prepare
 from pipelines.schema import Manifest
+from pipelines.shrink import Shrink
 from pipelines.sources import Source
 
 
@@ -59,7 +60,12 @@ def _parser() -> argparse.ArgumentParser:
     archives.set_defaults(verb=_prepare_imagenet)
     digits = prep.add_parser("digits", help="from scikit-learn's handwritten digits")
     digits.add_argument("dest", metavar="DEST", type=Path, help="becomes DEST/train and DEST/val")
-    digits.set_defaults(verb=_prepare_digits)
+    digits.set_defaults(verb=_prepare_digits, shorter_side=None, quality=None)
+    for each in (folder, archives):
+        each.add_argument("--shorter-side", type=int, metavar="PIXELS", help="make larger images as small as this")
+        each.add_argument(
+            "--quality", type=int, help=f"of the JPEG files that these become (default: {Shrink.quality})"
+        )
     for each in (folder, archives, digits):
         each.add_argument("--seed", type=int, default=0, help="of the order, and of a split (default: 0)")
         each.add_argument("--overwrite", action="store_true", help="replace what is there")
@@ -145,7 +151,8 @@ def _fraction(text: str) -> float | None:
 
 
 def _write(parts: dict[str, Source], options: argparse.Namespace) -> None:
-    made = {name: Options(seed=options.seed, statistics=name == "train") for name in parts}
+    shrink = _shrink(options)
+    made = {name: Options(seed=options.seed, statistics=name == "train", shrink=shrink) for name in parts}
     done = {}
     if not options.overwrite:  # whatever is in the way of one of them is told of before any is begun
         done = {name: existing(source, options.dest / name, made[name]) for name, source in parts.items()}
@@ -153,6 +160,19 @@ def _write(parts: dict[str, Source], options: argparse.Namespace) -> None:
         place = options.dest / name
         manifest = prepare(source, place, **vars(made[name]), strict=options.strict, overwrite=options.overwrite)
         _report(place, manifest, done.get(name) is not None)
+
+
+def _shrink(options: argparse.Namespace) -> Shrink | None:
+    quality = Shrink.quality if options.quality is None else options.quality
+    if options.shorter_side is None and options.quality is not None:
+        raise DataError(f"--quality {quality}: is of what --shorter-side makes smaller; give that too")
+    if not 1 <= quality <= 100:
+        raise DataError(f"--quality {quality}: has to be 1 to 100")
+    if options.shorter_side is None:
+        return None
+    if options.shorter_side < 1:
+        raise DataError(f"--shorter-side {options.shorter_side}: has to be 1 or more")
+    return Shrink(options.shorter_side, quality)
 
 
 def _report(place: Path, manifest: Manifest, done: bool) -> None:

@@ -22,6 +22,7 @@ from pipelines.audit import Image
 from pipelines.errors import DataError
 from pipelines.keys import Purpose
 from pipelines.schema import COLUMNS, MANIFEST, VERSION, Manifest, Shard, checksum
+from pipelines.shrink import Shrink, shrunk
 from pipelines.sources import Source
 from pipelines.tally import Tally
 
@@ -40,11 +41,12 @@ class Layout:
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What determines a data set, beside its source. `seed`: of the order. `statistics` (of a training set): the mean
-    colour and the principal components of the colours."""
+    colour and the principal components of the colours. `shrink`: what is done to large images."""
 
     seed: int = 0
     statistics: bool = True
     layout: Layout = Layout()
+    shrink: Shrink | None = None
 
 
 def prepare(
@@ -54,6 +56,7 @@ def prepare(
     seed: int = 0,
     statistics: bool = True,
     layout: Layout | None = None,
+    shrink: Shrink | None = None,
     strict: bool = False,
     threads: int | None = None,
     overwrite: bool = False,
@@ -65,7 +68,7 @@ def prepare(
     left out and listed in `dest`/rejected.csv, or are an error if `strict`.
     Raises DataError: `dest` is there already and something else, another process is at it, or nothing is left.
     """
-    options = Options(seed=seed, statistics=statistics, layout=layout or Layout())
+    options = Options(seed=seed, statistics=statistics, layout=layout or Layout(), shrink=shrink)
     dest = place(dest)
     if not overwrite and (manifest := existing(source, dest, options)):
         return manifest
@@ -167,7 +170,7 @@ def _resumed(aside: Aside, classes: int) -> tuple[list[Shard], Tally]:
 
 def _examined(source: Source, order: NDArray[np.int64], options: Options, threads: int) -> Iterator[Image]:
     def examine(rows: Sequence[int]) -> list[Image]:
-        return audit.examine([_read(source, i) for i in rows], options.statistics)
+        return audit.examine([_read(source, i, options.shrink) for i in rows], options.statistics)
 
     for images in audit.in_order(examine, _batches(order, source.sizes), threads):
         yield from images
@@ -186,10 +189,13 @@ def _batches(order: NDArray[np.int64], sizes: NDArray[np.int64]) -> Iterator[lis
         yield batch
 
 
-def _read(source: Source, i: int) -> Image:
+def _read(source: Source, i: int, shrink: Shrink | None) -> Image:
     image = Image(b"", int(source.labels[i]), source.names[i])
     try:
-        return replace(image, encoded=source.read(i))
+        encoded = source.read(i)
+        return replace(image, encoded=encoded if shrink is None else shrunk(encoded, shrink))
+    except audit.Refusal as refusal:
+        return image.refused(str(refusal))
     except OSError as error:
         return image.refused(f"cannot be read: {error.strerror or error}")
 

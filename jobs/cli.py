@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs import schema
-from pipelines import imagenet, sources
+from pipelines import imagenet, parquet, sources
 from pipelines.errors import DataError, VerydeepError
 from pipelines.prepare import REPORT, Options, existing, prepare
 from pipelines.schema import Manifest
@@ -58,6 +58,16 @@ def _parser() -> argparse.ArgumentParser:
     archives.add_argument("--devkit", metavar="TAR", required=True, help="ILSVRC2012_devkit_t12.tar.gz")
     archives.add_argument("dest", metavar="DEST", type=Path)
     archives.set_defaults(verb=_prepare_imagenet)
+    files = prep.add_parser("parquet", help="of a set of images of the Hugging Face hub, whose files stay as they are")
+    files.add_argument(
+        "source", metavar="SRC", type=Path, help="a folder with train-*.parquet, or data/train-*.parquet"
+    )
+    files.add_argument(
+        "dest", metavar="DEST", type=Path, nargs="?", help="becomes DEST/train and DEST/val (SRC/verydeep)"
+    )
+    files.add_argument("--val", metavar="SPLIT", help="what becomes DEST/val: validation (default), or else test")
+    files.add_argument("--label", metavar="COLUMN", help="the column of labels, if there are several")
+    files.set_defaults(verb=_prepare_parquet)
     digits = prep.add_parser("digits", help="from scikit-learn's handwritten digits")
     digits.add_argument("dest", metavar="DEST", type=Path, help="becomes DEST/train and DEST/val")
     digits.set_defaults(verb=_prepare_digits, shorter_side=None, quality=None)
@@ -68,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         )
     for each in (folder, archives, digits):
         each.add_argument("--seed", type=int, default=0, help="of the order, and of a split (default: 0)")
+    for each in (folder, archives, files, digits):
         each.add_argument("--overwrite", action="store_true", help="replace what is there")
         each.add_argument("--strict", action="store_true", help="fail on files that would be left out")
     return parser
@@ -136,6 +147,19 @@ def _prepare_imagenet(options: argparse.Namespace) -> None:
     if options.train is not None:
         parts["train"] = imagenet.training(options.train, devkit)
     _write(parts, options)
+
+
+def _prepare_parquet(options: argparse.Namespace) -> None:
+    parts = parquet.splits(options.source, options.val, options.label)
+    dest = options.dest or options.source / "verydeep"
+    done = {}
+    if not options.overwrite:
+        done = {name: parquet.existing(split, dest / name, name == "train") for name, split in parts.items()}
+    for name, split in parts.items():
+        manifest = parquet.refer(
+            split, dest / name, statistics=name == "train", strict=options.strict, overwrite=options.overwrite
+        )
+        _report(dest / name, manifest, done.get(name) is not None)
 
 
 def _prepare_digits(options: argparse.Namespace) -> None:

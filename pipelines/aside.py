@@ -48,6 +48,10 @@ class Aside:
     def save(self, state: dict[str, Any]) -> None:
         whole(self.folder / "state.json", json.dumps({"identity": self.identity, "state": state}))
 
+    def discard(self) -> None:
+        """What was made is of no use, however often it is tried."""
+        shutil.rmtree(self.folder)
+
 
 def whole(file: Path, text: str) -> None:
     """Writes a file that is there whole or not at all."""
@@ -88,22 +92,17 @@ def _aside(dest: Path, identity: str) -> Aside:
 def making(dest: Path, identity: str, overwrite: bool) -> Iterator[Aside]:
     """The body makes `data`, which then becomes `dest`; what it leaves when it is interrupted, it finds again.
 
-    Raises DataError: another process makes the same data set, it cannot be written, or what the body raises; after
-    a DataError of the body nothing is left.
+    Raises DataError: another process makes the same data set, it cannot be written, or what the body raises.
     """
     aside = _aside(dest, identity)
     try:
         with _locked(aside.folder, dest):
             if aside.state() is None:
                 _clear(aside, dest)
+            if dest.exists() and not overwrite:
+                raise DataError(f"{dest}: another process has just prepared it")
             aside.data.mkdir(exist_ok=True)
-            try:
-                if dest.exists() and not overwrite:
-                    raise DataError(f"{dest}: another process has just prepared it")
-                yield aside
-            except DataError:
-                shutil.rmtree(aside.folder)
-                raise
+            yield aside
             if overwrite and dest.exists():
                 shutil.rmtree(aside.replaced, ignore_errors=True)
                 dest.rename(aside.replaced)

@@ -76,7 +76,7 @@ def prepare(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, on images that are odd but good
             manifest, rejected = _write(source, aside, options, threads or os.cpu_count() or 1, dest.name)
-        finish(aside.data, manifest, rejected, strict)
+        finish(aside, manifest, rejected, strict)
     return manifest
 
 
@@ -96,22 +96,17 @@ def identity(source: Source, options: Options) -> str:
     return digest.hexdigest()
 
 
-def finish(folder: Path, manifest: Manifest, rejected: Sequence[tuple[str, str]], strict: bool) -> None:
-    """Writes what is not shards. Raises DataError: no image is good, or one is not and `strict`."""
-    files = manifest.rows + len(rejected)
-    if not manifest.rows:
-        raise DataError(
-            f"{manifest.source}: none of its {files} files is an image; the first, {rejected[0][0]}: {rejected[0][1]}"
-        )
-    if rejected and strict:
-        raise DataError(
-            f"{manifest.source}: {len(rejected)} of its {files} files cannot be trained on; "
-            f"the first, {rejected[0][0]}: {rejected[0][1]}"
-        )
+def finish(aside: Aside, manifest: Manifest, rejected: Sequence[tuple[str, str]], strict: bool) -> None:
+    """Writes what is not shards. Raises DataError, and leaves nothing: no image is good, or one is not and `strict`."""
+    if rejected and (strict or not manifest.rows):
+        aside.discard()
+        of_all = f"of its {manifest.rows + len(rejected)} files"
+        what = f"{len(rejected)} {of_all} cannot be trained on" if manifest.rows else f"none {of_all} is an image"
+        raise DataError(f"{manifest.source}: {what}; the first, {rejected[0][0]}: {rejected[0][1]}")
     if rejected:
-        with (folder / REPORT).open("w", newline="") as stream:
+        with (aside.data / REPORT).open("w", newline="") as stream:
             csv.writer(stream).writerows([("file", "reason"), *rejected])
-    whole(folder / MANIFEST, manifest.to_json())
+    whole(aside.data / MANIFEST, manifest.to_json())
 
 
 def _write(

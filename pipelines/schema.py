@@ -5,6 +5,9 @@ label   int32         index into the manifest's classes
 width   int32         pixels, as stored (EXIF orientation is not applied)
 height  int32
 name    string        where the image came from, relative to its source
+
+Or else the Parquet files are somebody else's and lie elsewhere (see `parquet`); what they lack is in an index:
+label, width, height and name as above, group and row (int32): the row group in the file, and the row in that.
 """
 
 import json
@@ -33,10 +36,20 @@ COLUMNS = pa.schema(
     ]
 )
 
+INDEX_COLUMNS = pa.schema(
+    [
+        *(COLUMNS.field(name) for name in ("label", "width", "height")),
+        pa.field("group", pa.int32(), nullable=False),
+        pa.field("row", pa.int32(), nullable=False),
+        COLUMNS.field("name"),
+    ]
+)
+
 
 @dataclass(frozen=True)
 class Shard:
-    """One Parquet file: its name, length in bytes, and of each of its row groups the rows and the checksum."""
+    """One Parquet file: its name (a path from the data set's folder, or an absolute one), its length in bytes, and of
+    each of its row groups the number of rows and the checksum."""
 
     file: str
     bytes: int
@@ -71,6 +84,14 @@ class Statistics:
 
 
 @dataclass(frozen=True)
+class References:
+    """Of a data set in somebody else's Parquet files: our index of their rows, and their column of encoded images."""
+
+    index: str
+    image: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """`identity`: a hash of what the data set was made from, and how; the same preparation is not made again."""
 
@@ -83,6 +104,7 @@ class Manifest:
     seed: int
     rejected: int
     identity: str
+    references: References | None = None
     version: int = VERSION
 
     @property
@@ -121,8 +143,11 @@ class Manifest:
             if statistics is not None:
                 mean, directions, deviations = (statistics[k] for k in ("mean_rgb", "rgb_components", "rgb_deviations"))
                 statistics = Statistics(tuple(mean), tuple(tuple(d) for d in directions), tuple(deviations))
+            references = raw.pop("references")
             raw |= {name: tuple(raw[name]) for name in ("classes", "class_rows")}
-            manifest = cls(shards=shards, statistics=statistics, **raw)
+            manifest = cls(
+                shards=shards, statistics=statistics, references=references and References(**references), **raw
+            )
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, DataError):
                 raise

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs import schema
-from pipelines import sources
+from pipelines import imagenet, parquet, sources
 from pipelines.errors import DataError, VerydeepError
-from pipelines.prepare import REPORT, prepare
+from pipelines.prepare import REPORT, Options, existing, prepare
+from pipelines.schema import Manifest
+from pipelines.shrink import Shrink
 from pipelines.sources import Source
 
 
@@ -25,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"verydeep: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("verydeep: interrupted; the same command goes on after the last whole epoch", file=sys.stderr)
+        print("verydeep: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         return 130
     return 0
 
@@ -50,12 +52,35 @@ def _parser() -> argparse.ArgumentParser:
     folder.add_argument("dest", metavar="DEST", type=Path, help="becomes DEST/train, and DEST/val with --val")
     folder.add_argument("--val", metavar="FOLDER|FRACTION", help="a second such folder, or a share of each class")
     folder.set_defaults(verb=_prepare_folder)
+    archives = prep.add_parser("imagenet", help="from ImageNet's archives (ILSVRC 2012) as they are, without unpacking")
+    archives.add_argument("--train", metavar="TAR", help="ILSVRC2012_img_train.tar; becomes DEST/train")
+    archives.add_argument("--val", metavar="TAR", help="ILSVRC2012_img_val.tar; becomes DEST/val")
+    archives.add_argument("--devkit", metavar="TAR", required=True, help="ILSVRC2012_devkit_t12.tar.gz")
+    archives.add_argument("dest", metavar="DEST", type=Path)
+    archives.set_defaults(verb=_prepare_imagenet)
+    files = prep.add_parser("parquet", help="of a set of images of the Hugging Face hub, whose files stay as they are")
+    files.add_argument(
+        "source", metavar="SRC", type=Path, help="a folder with train-*.parquet, or data/train-*.parquet"
+    )
+    files.add_argument(
+        "dest", metavar="DEST", type=Path, nargs="?", help="becomes DEST/train and DEST/val (SRC/verydeep)"
+    )
+    files.add_argument("--val", metavar="SPLIT", help="what becomes DEST/val: validation (default), or else test")
+    files.add_argument("--label", metavar="COLUMN", help="the column of labels, if there are several")
+    files.set_defaults(verb=_prepare_parquet)
     digits = prep.add_parser("digits", help="from scikit-learn's handwritten digits")
     digits.add_argument("dest", metavar="DEST", type=Path, help="becomes DEST/train and DEST/val")
-    digits.set_defaults(verb=_prepare_digits)
-    for each in (folder, digits):
-        each.add_argument("--seed", type=int, default=0, help="of the order, and of the split (default: 0)")
+    digits.set_defaults(verb=_prepare_digits, shorter_side=None, quality=None)
+    for each in (folder, archives):
+        each.add_argument("--shorter-side", type=int, metavar="PIXELS", help="make larger images as small as this")
+        each.add_argument(
+            "--quality", type=int, help=f"of the JPEG files that these become (default: {Shrink.quality})"
+        )
+    for each in (folder, archives, digits):
+        each.add_argument("--seed", type=int, default=0, help="of the order, and of a split (default: 0)")
+    for each in (folder, archives, files, digits):
         each.add_argument("--overwrite", action="store_true", help="replace what is there")
+        each.add_argument("--strict", action="store_true", help="fail on files that would be left out")
     return parser
 
 
@@ -97,19 +122,49 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _prepare_folder(options: argparse.Namespace) -> None:
-    training = sources.folder(options.source)
-    validation = None
+    parts = {"train": sources.folder(options.source)}
+    if options.val is None and options.overwrite and (options.dest / "val").exists():
+        raise DataError(
+            f"{options.dest / 'val'}: belongs to what is overwritten; give --val too, or remove it first: "
+            "its images may be among the new training set's"
+        )
     if options.val is not None:
         fraction = _fraction(options.val)
         if fraction is None:
-            validation = sources.folder(options.val, training.classes)
+            parts["val"] = sources.folder(options.val, parts["train"].classes)
         else:
-            training, validation = sources.split(training, fraction, options.seed)
-    _write(training, validation, options)
+            parts["train"], parts["val"] = sources.split(parts["train"], fraction, options.seed)
+    _write(parts, options)
+
+
+def _prepare_imagenet(options: argparse.Namespace) -> None:
+    if options.train is None and options.val is None:
+        raise DataError("give --train, --val or both")
+    devkit = imagenet.devkit(options.devkit)
+    parts = {}
+    if options.val is not None:  # first, since it is read in a moment
+        parts["val"] = imagenet.validation(options.val, devkit)
+    if options.train is not None:
+        parts["train"] = imagenet.training(options.train, devkit)
+    _write(parts, options)
+
+
+def _prepare_parquet(options: argparse.Namespace) -> None:
+    parts = parquet.splits(options.source, options.val, options.label)
+    dest = options.dest or options.source / "verydeep"
+    done = {}
+    if not options.overwrite:
+        done = {name: parquet.existing(split, dest / name, name == "train") for name, split in parts.items()}
+    for name, split in parts.items():
+        manifest = parquet.refer(
+            split, dest / name, statistics=name == "train", strict=options.strict, overwrite=options.overwrite
+        )
+        _report(dest / name, manifest, done.get(name) is not None)
 
 
 def _prepare_digits(options: argparse.Namespace) -> None:
-    _write(*sources.digits_split(options.seed), options)
+    training, validation = sources.digits_split(options.seed)
+    _write({"train": training, "val": validation}, options)
 
 
 def _fraction(text: str) -> float | None:
@@ -119,18 +174,32 @@ def _fraction(text: str) -> float | None:
         return None
 
 
-def _write(training: Source, validation: Source | None, options: argparse.Namespace) -> None:
-    parts = {"train": training, **({"val": validation} if validation is not None else {})}
-    for name in parts:
-        if (options.dest / name).exists() and not options.overwrite:
-            raise DataError(f"{options.dest / name}: is there already; choose another place or give --overwrite")
-    if options.overwrite and validation is None and (options.dest / "val").exists():
-        raise DataError(
-            f"{options.dest / 'val'}: belongs to what is overwritten; give --val too, or remove it first: "
-            "its images may be among the new training set's"
-        )
+def _write(parts: dict[str, Source], options: argparse.Namespace) -> None:
+    shrink = _shrink(options)
+    made = {name: Options(seed=options.seed, statistics=name == "train", shrink=shrink) for name in parts}
+    done = {}
+    if not options.overwrite:  # whatever is in the way of one of them is told of before any is begun
+        done = {name: existing(source, options.dest / name, made[name]) for name, source in parts.items()}
     for name, source in parts.items():
         place = options.dest / name
-        manifest = prepare(source, place, seed=options.seed, statistics=name == "train", overwrite=options.overwrite)
-        left_out = f"; {manifest.rejected} files left out, see {place / REPORT}" if manifest.rejected else ""
-        print(f"{place}: {manifest.rows} images of {len(manifest.classes)} classes{left_out}")
+        manifest = prepare(source, place, **vars(made[name]), strict=options.strict, overwrite=options.overwrite)
+        _report(place, manifest, done.get(name) is not None)
+
+
+def _shrink(options: argparse.Namespace) -> Shrink | None:
+    quality = Shrink.quality if options.quality is None else options.quality
+    if options.shorter_side is None and options.quality is not None:
+        raise DataError(f"--quality {quality}: is of what --shorter-side makes smaller; give that too")
+    if not 1 <= quality <= 100:
+        raise DataError(f"--quality {quality}: has to be 1 to 100")
+    if options.shorter_side is None:
+        return None
+    if options.shorter_side < 1:
+        raise DataError(f"--shorter-side {options.shorter_side}: has to be 1 or more")
+    return Shrink(options.shorter_side, quality)
+
+
+def _report(place: Path, manifest: Manifest, done: bool) -> None:
+    left_out = f"; {manifest.rejected} files left out, see {place / REPORT}" if manifest.rejected else ""
+    already = "prepared already, " if done else ""
+    print(f"{place}: {already}{manifest.rows} images of {len(manifest.classes)} classes{left_out}")

@@ -1,18 +1,26 @@
-"""One file's verdict, before it enters a data set: can it be trained on, and what are its pixels' statistics?
+"""Images' verdicts, before they enter a data set: can they be trained on, how large are they, what are their colours?
 
-A file is decoded twice. Pillow tells damaged files from whole ones (DALI decodes flipped bits without complaint);
-DALI's own decoder then has to take it too, since one image that it refuses costs a whole batch in training.
+A file is decoded twice. Pillow tells damaged files from whole ones as far as its decoders can (of JPEG files cut short
+every one, of single bytes changed inside a scan only those that break the stream; PNG has checksums of its own). DALI's
+decoder, which feeds the nets, then has to take it too, since one image that it refuses costs a whole batch in training;
+sizes and colours are those of its pixels.
 """
 
 import io
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def, types
-from PIL import Image, UnidentifiedImageError
+from PIL import Image as Pillow
+from PIL import UnidentifiedImageError
+
+from pipelines.errors import first_line
 
 # Pillow's names of the formats that are shown to DALI's decoder, which has the last word on each file.
 FORMATS = (
@@ -26,49 +34,127 @@ FORMATS = (
     "MPO",
 )  # MPO: JPEG of several pictures, as many cameras write it
 
+_DECODED_PIXELS = 24 << 20  # that a thread decodes at once by DALI: 72 MiB
+_CHUNK_PIXELS = 1 << 14  # whose colours are summed at a time: they fit a core's cache
+
+
+class Refusal(Exception):
+    """Why a file is not taken."""
+
 
 @dataclass(frozen=True)
-class Verdict:
-    """`reason` is None for a good image; its pixel sums are then in grey levels over `width * height` pixels."""
+class Colours:
+    """Of one image's RGB, in grey levels."""
 
-    reason: str | None
+    mean: NDArray[np.float64]  # (3,)
+    second_moment: NDArray[np.float64]  # (3, 3), the mean of x x^T
+
+
+@dataclass(frozen=True)
+class Image:
+    """A source's image. `reason` it is refused for, or None; width and height, in pixels as stored, once examined."""
+
+    encoded: bytes
+    label: int
+    name: str
+    reason: str | None = None
     width: int = 0
     height: int = 0
-    mean: NDArray[np.float64] | None = None  # (3,)
-    second_moment: NDArray[np.float64] | None = None  # (3, 3), the mean of x x^T
+    colours: Colours | None = None
+
+    def refused(self, reason: str) -> "Image":
+        return replace(self, encoded=b"", reason=reason)  # its bytes are of no more use
 
 
-def examine(encoded: bytes, statistics: bool) -> Verdict:
-    """Pillow's verdict on one file."""
+def examine(images: Sequence[Image], colours: bool) -> list[Image]:
+    """The images with their verdicts; `colours`: with the colours of the good ones."""
+    judged = [_by_pillow(image) for image in images]
+    good = [i for i, image in enumerate(judged) if image.reason is None]
+    for part in _parts(judged, good):
+        for i, decoded in zip(part, _decoded([judged[i].encoded for i in part], colours), strict=True):
+            if decoded is None:
+                judged[i] = judged[i].refused("DALI's decoder does not take it")
+            else:
+                judged[i] = replace(judged[i], width=decoded[0], height=decoded[1], colours=decoded[2])
+    return judged
+
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """`function` of each item, in the items' order, on several threads; a bounded number is under way."""
+    with ThreadPoolExecutor(threads) as pool:
+        under_way: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                under_way.append(pool.submit(function, item))
+                if len(under_way) > 2 * threads:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+        finally:
+            for future in under_way:
+                future.cancel()
+
+
+@contextmanager
+def opened(encoded: bytes) -> Iterator[Pillow.Image]:
+    """The file as Pillow sees it, not decoded yet. Raises Refusal, also for what is raised when it is decoded."""
     if not encoded:
-        return Verdict("the file is empty")
+        raise Refusal("the file is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(encoded)) as image:
-                if image.format not in FORMATS:
-                    return Verdict(f"{image.format} is not among the formats {', '.join(FORMATS)}")
-                width, height = image.size
-                rgb = image.convert("RGB")
-    except UnidentifiedImageError:
-        return Verdict("not an image")
+        with Pillow.open(io.BytesIO(encoded)) as image:
+            if image.format not in FORMATS:
+                raise Refusal(f"{image.format} is not among the formats {', '.join(FORMATS)}")
+            yield image
+    except Refusal:
+        raise
+    except UnidentifiedImageError as error:
+        raise Refusal("not an image") from error
     except Exception as error:  # Pillow's decoders raise whatever their format's code raises; the reason is kept
-        return Verdict(f"cannot be decoded: {error}")
-    if not statistics:
-        return Verdict(None, width, height)
-    pixels = np.asarray(rgb).reshape(-1, 3).astype(np.float64)
-    return Verdict(None, width, height, pixels.mean(axis=0), pixels.T @ pixels / len(pixels))
+        raise Refusal(f"cannot be decoded: {first_line(error)}") from error
 
 
-def refused_by_dali(encoded: Sequence[bytes], threads: int) -> list[int]:
-    """The positions of the images that DALI's CPU decoder does not take."""
-    if not encoded or _decodes(encoded, threads):
-        return []
-    if len(encoded) == 1:
-        return [0]
-    half = len(encoded) // 2
-    second = refused_by_dali(encoded[half:], threads)
-    return refused_by_dali(encoded[:half], threads) + [half + i for i in second]
+def _by_pillow(image: Image) -> Image:
+    if image.reason is not None:
+        return image
+    try:
+        with opened(image.encoded) as file:
+            file.load()
+            return replace(image, width=file.width, height=file.height)
+    except Refusal as refusal:
+        return image.refused(str(refusal))
+
+
+def _parts(images: Sequence[Image], good: Sequence[int]) -> Iterator[list[int]]:
+    """`good` in parts that a thread can decode at once: bounded in pixels, or one larger image."""
+    part: list[int] = []
+    pixels = 0
+    for i in good:
+        size = images[i].width * images[i].height
+        if part and pixels + size > _DECODED_PIXELS:
+            yield part
+            part, pixels = [], 0
+        part.append(i)
+        pixels += size
+    if part:
+        yield part
+
+
+Decoded = tuple[int, int, Colours | None]  # width, height
+
+
+def _decoded(encoded: Sequence[bytes], colours: bool) -> list[Decoded | None]:
+    """By DALI's CPU decoder; None for an image that it does not take."""
+    pixels = _run(encoded)
+    if pixels is None and len(encoded) == 1:
+        return [None]
+    if pixels is None:
+        half = len(encoded) // 2
+        return _decoded(encoded[:half], colours) + _decoded(encoded[half:], colours)
+    return [(p.shape[1], p.shape[0], _colours(p) if colours else None) for p in pixels]
 
 
 @pipeline_def
@@ -77,12 +163,24 @@ def _decoder(encoded: list[NDArray[np.uint8]]):  # type: ignore[no-untyped-def]
     return fn.decoders.image(files, device="cpu", output_type=types.RGB, adjust_orientation=False)
 
 
-def _decodes(encoded: Sequence[bytes], threads: int) -> bool:
+def _run(encoded: Sequence[bytes]) -> list[NDArray[np.uint8]] | None:
+    """The pixels, (H, W, 3) each, or None if one of the images cannot be decoded."""
     arrays = [np.frombuffer(image, np.uint8) for image in encoded]
-    pipeline = _decoder(arrays, batch_size=len(arrays), num_threads=threads, device_id=None, prefetch_queue_depth=1)
+    pipeline = _decoder(arrays, batch_size=len(arrays), num_threads=1, device_id=None, prefetch_queue_depth=1)
     try:
         pipeline.build()
-        pipeline.run()
+        (output,) = pipeline.run()
     except RuntimeError:  # a failed pipeline cannot be used again: hence one for each try
-        return False
-    return True
+        return None
+    return [np.array(output[i]) for i in range(len(arrays))]
+
+
+def _colours(pixels: NDArray[np.uint8]) -> Colours:
+    """The sums are of whole numbers below 2**53, hence exact, in whatever order they are made."""
+    flat = pixels.reshape(-1, 3)
+    total, products = np.zeros(3), np.zeros((3, 3))
+    for start in range(0, len(flat), _CHUNK_PIXELS):
+        planes = np.ascontiguousarray(flat[start : start + _CHUNK_PIXELS].T, dtype=np.float64)
+        total += planes.sum(axis=1)
+        products += planes @ planes.T
+    return Colours(total / len(flat), products / len(flat))

@@ -1,29 +1,33 @@
 """Sources to data sets: shuffled once over all images, checked, counted, and written as Parquet."""
 
 import csv
+import json
 import os
-import shutil
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from hashlib import file_digest
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipelines import audit, keys
+from pipelines.aside import Aside, finished, making, place, whole
+from pipelines.audit import Image
 from pipelines.errors import DataError
 from pipelines.keys import Purpose
-from pipelines.schema import COLUMNS, MANIFEST, Manifest, Shard, Statistics
+from pipelines.schema import COLUMNS, MANIFEST, VERSION, Manifest, Shard, checksum
+from pipelines.shrink import Shrink, shrunk
 from pipelines.sources import Source
+from pipelines.tally import Tally
 
 REPORT = "rejected.csv"
-_BATCH = 32  # images that are checked together
-_DECODED_PIXELS = 24 << 20  # of them, decoded at once by a thread: 72 MiB
+_BATCH_IMAGES, _BATCH_BYTES = 32, 8 << 20  # that a thread reads and checks at a time
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,15 @@ class Layout:
     shard_bytes: int = 512 << 20
 
 
-@dataclass(frozen=True)
-class Image:
-    encoded: bytes
-    label: int
-    name: str
-    verdict: audit.Verdict
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What determines a data set, beside its source. `seed`: of the order. `statistics` (of a training set): the mean
+    colour and the principal components of the colours. `shrink`: what is done to large images."""
+
+    seed: int = 0
+    statistics: bool = True
+    layout: Layout = Layout()
+    shrink: Shrink | None = None
 
 
 def prepare(
@@ -49,211 +56,184 @@ def prepare(
     seed: int = 0,
     statistics: bool = True,
     layout: Layout | None = None,
+    shrink: Shrink | None = None,
+    strict: bool = False,
     threads: int | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Writes `source` to the folder `dest`, in an order that is random but the same for the same seed.
 
-    Files that are not images are left out and listed in `dest`/rejected.csv. The folder appears whole or not at
-    all. `statistics` (of a training set) are the mean colour and the principal components of the colours.
-    Raises DataError: `dest` is there already, or nothing is left.
+    The folder appears whole or not at all. Interrupted and called again, it goes on after the last finished shard,
+    with the same result; when the same data set is there already, nothing is done. Files that are not images are
+    left out and listed in `dest`/rejected.csv, or are an error if `strict`.
+    Raises DataError: `dest` is there already and something else, another process is at it, or nothing is left.
     """
-    if ":/" in str(dest):  # a URI, of which Path keeps one slash
-        raise DataError(f"{dest}: a data set is prepared in a folder; copy it to an object store afterwards")
-    dest = Path(os.path.expanduser(dest)).absolute()
-    if dest.exists() and not overwrite:
-        raise DataError(f"{dest}: is there already; choose another place or give --overwrite")
-    aside = dest.with_name(f".{dest.name}.{os.getpid()}.part")
-    try:
-        dest.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        manifest = _write(source, aside, seed, statistics, layout or Layout(), threads or os.cpu_count() or 1, dest)
-        if overwrite and dest.exists():
-            shutil.rmtree(dest)
-        aside.rename(dest)  # fails if another preparation was quicker
-    except OSError as error:
-        raise DataError(f"{dest}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    options = Options(seed=seed, statistics=statistics, layout=layout or Layout(), shrink=shrink)
+    dest = place(dest)
+    if not overwrite and (manifest := existing(source, dest, options)):
+        return manifest
+    with making(dest, identity(source, options), overwrite) as aside:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, on images that are odd but good
+            manifest, rejected = _write(source, aside, options, threads or os.cpu_count() or 1, dest.name)
+        finish(aside, manifest, rejected, strict)
     return manifest
+
+
+def existing(source: Source, dest: Path, options: Options) -> Manifest | None:
+    """What `prepare` would make, if it is there already. Raises DataError: something else is."""
+    return finished(place(dest), identity(source, options))
+
+
+def identity(source: Source, options: Options) -> str:
+    """A hash of all that determines the data set."""
+    settings = {"version": VERSION, "classes": source.classes, "options": asdict(options)}
+    digest = sha256(json.dumps(settings, sort_keys=True).encode())
+    for name in source.names:
+        digest.update(name.encode() + b"\0")
+    for numbers in (source.labels, source.sizes):
+        digest.update(numbers.astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def finish(aside: Aside, manifest: Manifest, rejected: Sequence[tuple[str, str]], strict: bool) -> None:
+    """Writes what is not shards. Raises DataError, and leaves nothing: no image is good, or one is not and `strict`."""
+    if rejected and (strict or not manifest.rows):
+        aside.discard()
+        of_all = f"of its {manifest.rows + len(rejected)} files"
+        what = f"{len(rejected)} {of_all} cannot be trained on" if manifest.rows else f"none {of_all} is an image"
+        raise DataError(f"{manifest.source}: {what}; the first, {rejected[0][0]}: {rejected[0][1]}")
+    if rejected:
+        with (aside.data / REPORT).open("w", newline="") as stream:
+            csv.writer(stream).writerows([("file", "reason"), *rejected])
+    whole(aside.data / MANIFEST, manifest.to_json())
 
 
 def _write(
-    source: Source, folder: Path, seed: int, statistics: bool, layout: Layout, threads: int, dest: Path
-) -> Manifest:
-    rejected: list[tuple[str, str]] = []
-    pixels = _Pixels()
-    shards = _Shards(folder, layout)
-    class_rows = [0] * len(source.classes)
-    with tqdm(total=len(source), desc=f"preparing {dest.name}", unit=" images", disable=None) as bar:
-        for image in _checked(source, seed, statistics, threads):
-            bar.update()
-            if image.verdict.reason is not None:
-                rejected.append((image.name, image.verdict.reason))
-                continue
-            class_rows[image.label] += 1
-            pixels.add(image.verdict)
-            shards.add(image)
-    rows = sum(class_rows)
-    if not rows:
-        raise DataError(
-            f"{source.description}: none of its {len(source)} files is an image; "
-            f"the first, {rejected[0][0]}: {rejected[0][1]}"
-        )
-    if rejected:
-        with (folder / REPORT).open("w", newline="") as stream:
-            csv.writer(stream).writerows([("file", "reason"), *rejected])
+    source: Source, aside: Aside, options: Options, threads: int, title: str
+) -> tuple[Manifest, Sequence[tuple[str, str]]]:
+    """Returns the manifest and the files that were left out."""
+    shards, tally = _resumed(aside, len(source.classes))
+    if tally.seen:
+        print(f"{title}: goes on after {tally.seen} of {len(source)} images", file=sys.stderr)
+    writer: _ShardWriter | None = None
+
+    def end_shard() -> None:
+        nonlocal writer
+        if writer is not None:
+            shards.append(writer.close())
+            aside.save({"shards": [asdict(shard) for shard in shards], "tally": tally.to_json()})
+            writer = None
+
+    order = keys.permutation(len(source), options.seed, 0, Purpose.PREPARATION_ORDER)[tally.seen :]
+    with tqdm(total=len(source), initial=tally.seen, desc=f"preparing {title}", unit=" images", disable=None) as bar:
+        for images in _groups(_examined(source, order, options, threads), options.layout.group_bytes):
+            good = [image for image in images if image.reason is None]
+            size = sum(len(image.encoded) for image in good)
+            if writer is not None and writer.bytes + size > options.layout.shard_bytes:
+                end_shard()
+            if good:
+                writer = writer or _ShardWriter(aside.data / f"part-{len(shards):05d}.parquet")
+                writer.add(good)
+            tally.add(images)
+            bar.update(len(images))
+        end_shard()
     manifest = Manifest(
-        rows=rows,
+        rows=tally.rows,
         classes=source.classes,
-        class_rows=tuple(class_rows),
-        shards=shards.close(),
-        statistics=pixels.statistics() if statistics else None,
+        class_rows=tuple(tally.class_rows),
+        shards=tuple(shards),
+        statistics=tally.statistics() if options.statistics and tally.rows else None,
         source=source.description,
-        seed=seed,
-        rejected=len(rejected),
+        seed=options.seed,
+        rejected=len(tally.rejected),
+        identity=aside.identity,
     )
-    (folder / MANIFEST).write_text(manifest.to_json())
-    return manifest
+    return manifest, tally.rejected
 
 
-def _checked(source: Source, seed: int, statistics: bool, threads: int) -> Iterator[Image]:
-    """The images in their shuffled order, each with its verdict; a bounded number of batches is under way."""
-    order = keys.permutation(len(source), seed, 0, Purpose.PREPARATION_ORDER)
-    batches = [order[i : i + _BATCH] for i in range(0, len(order), _BATCH)]
-
-    def check(rows: np.ndarray) -> list[Image]:
-        images = [_examined(source, int(i), statistics) for i in rows]
-        good = [k for k, image in enumerate(images) if image.verdict.reason is None]
-        for part in _by_pixels(images, good):
-            for k in audit.refused_by_dali([images[g].encoded for g in part], threads=1):
-                verdict = audit.Verdict("DALI's decoder does not take it")
-                images[part[k]] = replace(images[part[k]], verdict=verdict)
-        return images
-
-    with ThreadPoolExecutor(threads) as pool:
-        under_way: deque[Future[list[Image]]] = deque()
-        for rows in batches:
-            under_way.append(pool.submit(check, rows))
-            if len(under_way) > 2 * threads:
-                yield from under_way.popleft().result()
-        while under_way:
-            yield from under_way.popleft().result()
+def _resumed(aside: Aside, classes: int) -> tuple[list[Shard], Tally]:
+    """The shards that are finished, and what was counted when the last of them was."""
+    state = aside.state()
+    if state is not None:
+        shards = [Shard.from_json(raw) for raw in state["shards"]]
+        sizes = {file.name: file.stat().st_size for file in aside.data.iterdir()}
+        if all(sizes.get(shard.file) == shard.bytes for shard in shards):
+            return shards, Tally.from_json(state["tally"])
+    return [], Tally([0] * classes)
 
 
-def _by_pixels(images: list[Image], good: list[int]) -> Iterator[list[int]]:
-    """`good` in parts that a thread can decode at once: bounded in pixels, or one larger image."""
-    part: list[int] = []
-    pixels = 0
-    for g in good:
-        size = images[g].verdict.width * images[g].verdict.height
-        if part and pixels + size > _DECODED_PIXELS:
-            yield part
-            part, pixels = [], 0
-        part.append(g)
-        pixels += size
-    if part:
-        yield part
+def _examined(source: Source, order: NDArray[np.int64], options: Options, threads: int) -> Iterator[Image]:
+    def examine(rows: Sequence[int]) -> list[Image]:
+        return audit.examine([_read(source, i, options.shrink) for i in rows], options.statistics)
+
+    for images in audit.in_order(examine, _batches(order, source.sizes), threads):
+        yield from images
 
 
-def _examined(source: Source, i: int, statistics: bool) -> Image:
+def _batches(order: NDArray[np.int64], sizes: NDArray[np.int64]) -> Iterator[list[int]]:
+    batch: list[int] = []
+    total = 0
+    for i in order.tolist():
+        if batch and (len(batch) == _BATCH_IMAGES or total + sizes[i] > _BATCH_BYTES):
+            yield batch
+            batch, total = [], 0
+        batch.append(i)
+        total += int(sizes[i])
+    if batch:
+        yield batch
+
+
+def _read(source: Source, i: int, shrink: Shrink | None) -> Image:
+    image = Image(b"", int(source.labels[i]), source.names[i])
     try:
         encoded = source.read(i)
+        return replace(image, encoded=encoded if shrink is None else shrunk(encoded, shrink))
+    except audit.Refusal as refusal:
+        return image.refused(str(refusal))
     except OSError as error:
-        verdict = audit.Verdict(f"cannot be read: {error.strerror or error}")
-        return Image(b"", int(source.labels[i]), source.names[i], verdict)
-    return Image(encoded, int(source.labels[i]), source.names[i], audit.examine(encoded, statistics))
+        return image.refused(f"cannot be read: {error.strerror or error}")
 
 
-@dataclass
-class _Pixels:
-    """Mean and second moment of the colours, each image with the same weight, as it has in training."""
-
-    images: int = 0
-    mean: np.ndarray = field(default_factory=lambda: np.zeros(3))
-    second: np.ndarray = field(default_factory=lambda: np.zeros((3, 3)))
-
-    def add(self, verdict: audit.Verdict) -> None:
-        if verdict.mean is None or verdict.second_moment is None:
-            return
-        self.images += 1
-        self.mean += verdict.mean
-        self.second += verdict.second_moment
-
-    def statistics(self) -> Statistics:
-        mean = self.mean / self.images
-        covariance = self.second / self.images - np.outer(mean, mean)
-        values, vectors = np.linalg.eigh(covariance)
-        largest_first = [2, 1, 0]
-        directions = vectors.T[largest_first]
-        # The sign of an eigenvector is arbitrary: fix it, so that the same images give the same statistics.
-        directions *= np.sign(directions[np.arange(3), np.abs(directions).argmax(axis=1)])[:, None]
-        deviations = np.sqrt(np.maximum(values[largest_first], 0.0))
-        first, second, third = directions
-        return Statistics(_three(mean), (_three(first), _three(second), _three(third)), _three(deviations))
+def _groups(images: Iterable[Image], most_bytes: int) -> Iterator[list[Image]]:
+    """Images, refused ones among them, whose bytes make a row group: at most `most_bytes`, or one larger image."""
+    group: list[Image] = []
+    size = 0
+    for image in images:
+        if size and size + len(image.encoded) > most_bytes:
+            yield group
+            group, size = [], 0
+        group.append(image)
+        size += len(image.encoded)
+    if group:
+        yield group
 
 
-def _three(values: np.ndarray) -> tuple[float, float, float]:
-    a, b, c = values.tolist()
-    return a, b, c
+class _ShardWriter:
+    """One Parquet file, row group by row group."""
 
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rows: list[int] = []
+        self._digests: list[str] = []
+        # Encoded images do not compress, and statistics of them are of no use.
+        self._writer = pq.ParquetWriter(path, COLUMNS, compression="none", use_dictionary=False, write_statistics=False)
+        self.bytes = 0  # of encoded images
 
-class _Shards:
-    """Rows to row groups of at most `group_bytes` (or one larger image), row groups to files."""
-
-    def __init__(self, folder: Path, layout: Layout) -> None:
-        self._folder, self._layout = folder, layout
-        self._group: list[Image] = []
-        self._group_bytes = 0
-        self._writer: pq.ParquetWriter | None = None
-        self._group_rows: list[int] = []
-        self._shard_bytes = 0
-        self._done: list[Shard] = []
-
-    def add(self, image: Image) -> None:
-        if self._group and self._group_bytes + len(image.encoded) > self._layout.group_bytes:
-            self._end_group()
-        self._group.append(image)
-        self._group_bytes += len(image.encoded)
-
-    def close(self) -> tuple[Shard, ...]:
-        self._end_group()
-        self._end_shard()
-        return tuple(self._done)
-
-    @property
-    def _path(self) -> Path:
-        return self._folder / f"part-{len(self._done):05d}.parquet"
-
-    def _end_group(self) -> None:
-        if not self._group:
-            return
-        if self._writer is not None and self._shard_bytes + self._group_bytes > self._layout.shard_bytes:
-            self._end_shard()
-        if self._writer is None:
-            # Encoded images do not compress, and statistics of them are of no use.
-            self._writer = pq.ParquetWriter(
-                self._path, COLUMNS, compression="none", use_dictionary=False, write_statistics=False
-            )
+    def add(self, images: Sequence[Image]) -> None:
+        labels = np.array([image.label for image in images], np.int64)
         columns = [
-            pa.array([image.encoded for image in self._group], pa.large_binary()),
-            pa.array([image.label for image in self._group], pa.int32()),
-            pa.array([image.verdict.width for image in self._group], pa.int32()),
-            pa.array([image.verdict.height for image in self._group], pa.int32()),
-            pa.array([image.name for image in self._group], pa.string()),
+            pa.array([image.encoded for image in images], pa.large_binary()),
+            pa.array(labels, pa.int32()),
+            pa.array([image.width for image in images], pa.int32()),
+            pa.array([image.height for image in images], pa.int32()),
+            pa.array([image.name for image in images], pa.string()),
         ]
-        self._writer.write_table(pa.Table.from_arrays(columns, schema=COLUMNS), row_group_size=len(self._group))
-        self._group_rows.append(len(self._group))
-        self._shard_bytes += self._group_bytes
-        self._group, self._group_bytes = [], 0
+        self._writer.write_table(pa.Table.from_arrays(columns, schema=COLUMNS), row_group_size=len(images))
+        self._rows.append(len(images))
+        self._digests.append(checksum((image.encoded for image in images), labels))
+        self.bytes += sum(len(image.encoded) for image in images)
 
-    def _end_shard(self) -> None:
-        if self._writer is None:
-            return
+    def close(self) -> Shard:
         self._writer.close()
-        with self._path.open("rb") as stream:
-            digest = file_digest(stream, "sha256").hexdigest()
-        shard = Shard(self._path.name, self._path.stat().st_size, digest, tuple(self._group_rows))
-        self._done.append(shard)
-        self._writer, self._group_rows, self._shard_bytes = None, [], 0
+        return Shard(self._path.name, self._path.stat().st_size, tuple(self._rows), tuple(self._digests))

@@ -5,18 +5,26 @@ label   int32         index into the manifest's classes
 width   int32         pixels, as stored (EXIF orientation is not applied)
 height  int32
 name    string        where the image came from, relative to its source
+
+Or else the Parquet files are somebody else's and lie elsewhere (see `parquet`); what they lack is in an index:
+label, width, height and name as above, group and row (int32): the row group in the file, and the row in that.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
+from xxhash import xxh3_64
 
 from pipelines.errors import DataError
 
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 
 COLUMNS = pa.schema(
@@ -29,15 +37,38 @@ COLUMNS = pa.schema(
     ]
 )
 
+INDEX_COLUMNS = pa.schema(
+    [
+        *(COLUMNS.field(name) for name in ("label", "width", "height")),
+        pa.field("group", pa.int32(), nullable=False),
+        pa.field("row", pa.int32(), nullable=False),
+        COLUMNS.field("name"),
+    ]
+)
+
 
 @dataclass(frozen=True)
 class Shard:
-    """One Parquet file: its name, length in bytes, SHA-256, and the rows in each of its row groups."""
+    """One Parquet file: its name (a path from the data set's folder, or an absolute one), its length in bytes, and of
+    each of its row groups the number of rows and the checksum."""
 
     file: str
     bytes: int
-    sha256: str
     group_rows: tuple[int, ...]
+    group_xxh3: tuple[str, ...]
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> "Shard":
+        return cls(raw["file"], raw["bytes"], tuple(raw["group_rows"]), tuple(raw["group_xxh3"]))
+
+
+def checksum(encoded: Iterable[bytes | memoryview], labels: NDArray[np.int64]) -> str:
+    """Of a row group: xxh3_64, in hex, of the encoded images end to end and then the labels as little-endian int64."""
+    digest = xxh3_64()
+    for image in encoded:
+        digest.update(image)
+    digest.update(labels.astype("<i8").tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -54,7 +85,17 @@ class Statistics:
 
 
 @dataclass(frozen=True)
+class References:
+    """Of a data set in somebody else's Parquet files: our index of their rows, and their column of encoded images."""
+
+    index: str
+    image: str
+
+
+@dataclass(frozen=True)
 class Manifest:
+    """`identity`: a hash of what the data set was made from, and how; the same preparation is not made again."""
+
     rows: int
     classes: tuple[str, ...]
     class_rows: tuple[int, ...]
@@ -63,6 +104,8 @@ class Manifest:
     source: str
     seed: int
     rejected: int
+    identity: str
+    references: References | None = None
     version: int = VERSION
 
     @cached_property
@@ -75,12 +118,16 @@ class Manifest:
         return sum(shard.bytes for shard in self.shards) / len(self.group_rows)
 
     @property
+    def group_xxh3(self) -> tuple[str, ...]:
+        return tuple(digest for shard in self.shards for digest in shard.group_xxh3)
+
+    @property
     def fingerprint(self) -> str:
         """The identity of the content: what the rows are, not where they lie."""
         content = {
             "version": self.version,
             "classes": self.classes,
-            "shards": [shard.sha256 for shard in self.shards],
+            "groups": list(zip(self.group_rows, self.group_xxh3, strict=True)),
             "statistics": asdict(self.statistics) if self.statistics else None,
         }
         return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -97,17 +144,24 @@ class Manifest:
                 raise DataError(
                     f"{where}: written as version {raw['version']}, this is version {VERSION}: prepare it again"
                 )
-            shards = tuple(Shard(**{**shard, "group_rows": tuple(shard["group_rows"])}) for shard in raw.pop("shards"))
+            shards = tuple(map(Shard.from_json, raw.pop("shards")))
             statistics = raw.pop("statistics")
             if statistics is not None:
                 mean, directions, deviations = (statistics[k] for k in ("mean_rgb", "rgb_components", "rgb_deviations"))
                 statistics = Statistics(tuple(mean), tuple(tuple(d) for d in directions), tuple(deviations))
+            references = raw.pop("references")
             raw |= {name: tuple(raw[name]) for name in ("classes", "class_rows")}
-            manifest = cls(shards=shards, statistics=statistics, **raw)
+            manifest = cls(
+                shards=shards, statistics=statistics, references=references and References(**references), **raw
+            )
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(f"{where}: not a manifest of this program: {error}") from error
         if sum(manifest.group_rows) != manifest.rows:
             raise DataError(f"{where}: its row groups hold {sum(manifest.group_rows)} rows, not {manifest.rows}")
+        if len(manifest.group_xxh3) != len(manifest.group_rows):
+            raise DataError(
+                f"{where}: has {len(manifest.group_xxh3)} checksums of {len(manifest.group_rows)} row groups"
+            )
         return manifest

@@ -1,8 +1,9 @@
 """Opening a data set, and reading its row groups ahead of their use."""
 
+import posixpath
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -10,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pyarrow import fs as arrow_fs
 
-from pipelines.errors import DataError
+from pipelines.errors import DataError, first_line
 from pipelines.location import Location
-from pipelines.schema import COLUMNS, MANIFEST, Manifest, Shard
+from pipelines.schema import COLUMNS, INDEX_COLUMNS, MANIFEST, Manifest, Shard, checksum
 
 _AHEAD_BYTES = 128 << 20
 
@@ -43,19 +45,23 @@ class DataSet:
         manifest = location / MANIFEST
         if not location.exists():
             raise DataError(f"{place}: no such data set; `verydeep prepare` makes one")
+        if not manifest.exists() and _holds_parquet(location):
+            raise DataError(f"{place}: not a data set yet; `verydeep prepare parquet {place}` makes one of its files")
         if not manifest.exists():
             raise DataError(f"{place}: not a data set (it has no {MANIFEST}); `verydeep prepare` makes one")
         data = cls(location, Manifest.from_json(manifest.read_bytes(), str(manifest)))
         if data.rows == 0:
             raise DataError(f"{place}: the data set is empty")
         data._check_shards()
+        _ = data._index  # a broken one is told of now
         return data
 
     def _check_shards(self) -> None:
         """Raises DataError if a shard is missing or has another length than the manifest says."""
         shards = self.manifest.shards
         try:
-            found = self.location.filesystem.get_file_info([(self.location / s.file).path for s in shards])
+            files = [self._file(shard) for shard in shards]  # all of them in one file system
+            found = files[0].filesystem.get_file_info([file.path for file in files])
         except OSError as error:
             raise DataError(f"{self.location}: cannot be reached: {error}") from error
         for shard, info in zip(shards, found, strict=True):
@@ -78,52 +84,122 @@ class DataSet:
 
     def read_group(self, group: int) -> RowGroup:
         """Raises DataError, naming the file."""
-        shard, within = self._place(group)
-        where = self.location / shard.file
+        place = self._place(group)
         try:
-            with where.filesystem.open_input_file(where.path) as stream:
-                table = pq.ParquetFile(stream).read_row_group(within, use_threads=True)
+            table = place.read()
         except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{where}: row group {within} cannot be read: {error}") from error
-        return _row_group(table, str(where))
+            raise DataError(f"{place} cannot be read: {error}") from error
+        return _row_group(table, place)
 
     def read_sizes(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(widths, heights) of the rows first <= r < last, without reading the images."""
         if first >= last:
             return np.empty(0, np.int64), np.empty(0, np.int64)
-        groups = range(int(self.groups_of(np.array([first]))[0]), int(self.groups_of(np.array([last - 1]))[0]) + 1)
-        tables = []
-        for group in groups:
-            shard, within = self._place(group)
-            where = self.location / shard.file
-            with where.filesystem.open_input_file(where.path) as stream:
-                tables.append(pq.ParquetFile(stream).read_row_group(within, columns=["width", "height"]))
-        table = pa.concat_tables(tables).slice(first - int(self.group_starts[groups[0]]), last - first)
+        if self._index is not None:
+            table = self._index.slice(first, last - first)
+        else:
+            groups = range(int(self.groups_of(np.array([first]))[0]), int(self.groups_of(np.array([last - 1]))[0]) + 1)
+            tables = [replace(self._place(group), columns=["width", "height"]).read() for group in groups]
+            table = pa.concat_tables(tables).slice(first - int(self.group_starts[groups[0]]), last - first)
         return table["width"].to_numpy().astype(np.int64), table["height"].to_numpy().astype(np.int64)
 
-    def _place(self, group: int) -> tuple[Shard, int]:
+    def _place(self, group: int) -> "_Place":
+        within = group
         for shard in self.manifest.shards:
-            if group < len(shard.group_rows):
-                return shard, group
-            group -= len(shard.group_rows)
-        raise AssertionError(f"no row group {group}")
+            if within < len(shard.group_rows):
+                break
+            within -= len(shard.group_rows)
+        else:
+            raise AssertionError(f"no row group {group}")
+        where, digest = self._file(shard), shard.group_xxh3[within]
+        if self._index is None or self.manifest.references is None:
+            return _Place(where, within, digest, COLUMNS.names, None)
+        first, last = self.group_starts[group : group + 2].tolist()
+        index = self._index.slice(first, last - first)
+        return _Place(where, index["group"][0].as_py(), digest, [self.manifest.references.image], index)
+
+    def _file(self, shard: Shard) -> Location:
+        if shard.file.startswith("/"):
+            return Location.of(shard.file)
+        file = self.location / shard.file
+        return replace(file, path=posixpath.normpath(file.path))  # object stores know no ".."
+
+    @cached_property
+    def _index(self) -> pa.Table | None:
+        """Of a data set in somebody else's Parquet files: what these lack, row by row. Raises DataError."""
+        if self.manifest.references is None:
+            return None
+        where = self.location / self.manifest.references.index
+        try:
+            with where.filesystem.open_input_file(where.path) as stream:
+                index = pq.read_table(stream)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{where}: cannot be read: {first_line(error)}") from error
+        if index.schema.names != INDEX_COLUMNS.names or len(index) != self.rows:
+            raise DataError(f"{where}: not the index of this data set: copy it again or prepare it again")
+        return index.combine_chunks()
 
 
-def _row_group(table: pa.Table, where: str) -> RowGroup:
-    if table.schema.names != COLUMNS.names:
-        raise DataError(f"{where}: has the columns {table.schema.names}, expected {COLUMNS.names}")
-    column = table["image"].combine_chunks()
-    images = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-    _, offsets, data = images.buffers()
-    ends = np.frombuffer(offsets, np.int64)[images.offset : images.offset + len(images) + 1]
-    content = np.frombuffer(data, np.uint8)
+def _holds_parquet(folder: Location) -> bool:
+    """As sets of the Hugging Face hub do, themselves or in a folder `data`."""
+    selectors = [arrow_fs.FileSelector(f.path, allow_not_found=True) for f in (folder, folder / "data")]
+    try:
+        return any(info.extension == "parquet" for s in selectors for info in folder.filesystem.get_file_info(s))
+    except OSError:  # not a folder
+        return False
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a row group lies; `index`: of its good rows, if the file is somebody else's."""
+
+    file: Location
+    group: int
+    xxh3: str
+    columns: list[str]
+    index: pa.Table | None
+
+    def __str__(self) -> str:
+        return f"{self.file}: row group {self.group}"
+
+    def read(self) -> pa.Table:
+        with self.file.filesystem.open_input_file(self.file.path) as stream:
+            return pq.ParquetFile(stream).read_row_group(self.group, columns=self.columns, use_threads=True).flatten()
+
+
+def _row_group(table: pa.Table, place: _Place) -> RowGroup:
+    """Raises DataError."""
+    if table.schema.names != place.columns:
+        raise DataError(f"{place} has the columns {table.schema.names}, expected {place.columns}")
+    encoded, rows = _views(table[place.columns[0]]), table
+    if place.index is not None:
+        rows = place.index
+        encoded = [encoded[row] for row in rows["row"].to_numpy() if row < len(encoded)]
+    labels = rows["label"].to_numpy().astype(np.int64)
+    found = checksum((image.data for image in encoded), labels)  # microseconds an image
+    if found != place.xxh3:
+        raise DataError(
+            f"{place} changed since it was prepared: its checksum is {found}, the manifest says {place.xxh3}"
+        )
     return RowGroup(
-        encoded=[content[a:b] for a, b in pairwise(ends)],
-        labels=table["label"].to_numpy().astype(np.int64),
-        widths=table["width"].to_numpy().astype(np.int64),
-        heights=table["height"].to_numpy().astype(np.int64),
-        names=table["name"].to_pylist(),
+        encoded=encoded,
+        labels=labels,
+        widths=rows["width"].to_numpy().astype(np.int64),
+        heights=rows["height"].to_numpy().astype(np.int64),
+        names=rows["name"].to_pylist(),
     )
+
+
+def _views(column: pa.ChunkedArray) -> list[NDArray[np.uint8]]:
+    """The bytes of each row, without a copy."""
+    views: list[NDArray[np.uint8]] = []
+    for chunk in column.chunks:
+        _, offsets, data = chunk.buffers()
+        width = np.int64 if pa.types.is_large_binary(chunk.type) else np.int32
+        ends = np.frombuffer(offsets, width)[chunk.offset : chunk.offset + len(chunk) + 1]
+        content = np.frombuffer(data or b"", np.uint8)
+        views += [content[a:b] for a, b in pairwise(ends)]
+    return views
 
 
 class ReadAhead:

@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +23,9 @@ class Source:
 
     description: str
     classes: tuple[str, ...]
-    names: tuple[str, ...]
+    names: Sequence[str]
     labels: NDArray[np.int64]  # (n,)
+    sizes: NDArray[np.int64]  # (n,) bytes; 0 where they are not known before an image is read
     read: Callable[[int], bytes]
 
     def __len__(self) -> int:
@@ -36,6 +37,7 @@ class Source:
             self.classes,
             tuple(self.names[i] for i in indices),
             self.labels[indices],
+            self.sizes[indices],
             lambda i: self.read(int(indices[i])),
         )
 
@@ -75,8 +77,14 @@ def folder(path: str | os.PathLike[str], classes: tuple[str, ...] | None = None)
         classes,
         tuple(map(_text, files)),
         np.array(labels, dtype=np.int64),
+        np.array([_size(root / file) for file in files], dtype=np.int64),
         lambda i: (root / files[i]).read_bytes(),
     )
+
+
+def _size(file: Path) -> int:
+    """0 for a link to nowhere: reading it will tell."""
+    return file.stat().st_size if file.exists() else 0
 
 
 def _text(name: str) -> str:
@@ -130,7 +138,8 @@ def digits() -> Source:
         return _render_digit(pixels[i].reshape(8, 8) / 16.0, i)
 
     names = tuple(f"{label}/{i:04d}.jpg" for i, label in enumerate(labels))
-    return Source("scikit-learn's digits", tuple(str(d) for d in range(10)), names, labels.astype(np.int64), render)
+    classes, unknown = tuple(str(d) for d in range(10)), np.zeros(len(labels), np.int64)
+    return Source("scikit-learn's digits", classes, names, labels.astype(np.int64), unknown, render)
 
 
 def digits_split(seed: int) -> tuple[Source, Source]:

@@ -1,13 +1,25 @@
+import itertools
+import json
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import xxhash
 from PIL import Image
 
 from pipelines import sources
 from pipelines.errors import DataError
 from pipelines.prepare import REPORT, Layout, prepare
 from pipelines.shards import DataSet
+from pipelines.sources import Source
 from tests.conftest import encoded
 
 
@@ -25,6 +37,35 @@ def test_every_image_arrives_byte_for_byte_with_its_label_and_size(picture_set: 
     assert len(seen) == picture_set.rows == 60
     assert len(picture_set.manifest.group_rows) > 4
     assert len(picture_set.manifest.shards) > 1
+
+
+def test_the_manifest_has_the_checksum_of_each_row_group(picture_set: DataSet) -> None:
+    for g, expected in enumerate(picture_set.manifest.group_xxh3):
+        group = picture_set.read_group(g)
+        content = b"".join(map(bytes, group.encoded)) + struct.pack(f"<{len(group.labels)}q", *group.labels)
+        assert xxhash.xxh3_64(content).hexdigest() == expected
+
+
+@pytest.mark.parametrize("what", ["image", "label"])
+def test_a_row_group_that_changed_since_it_was_prepared_is_told_of(
+    picture_set: DataSet, tmp_path: Path, what: str
+) -> None:
+    place = shutil.copytree(str(picture_set.location), tmp_path / "copy")
+    shard = place / "part-00001.parquet"
+    content = bytearray(shard.read_bytes())
+    column = pq.read_metadata(shard).row_group(1).column(0 if what == "image" else 1)
+    content[column.data_page_offset + column.total_compressed_size - 2] ^= 1
+    shard.write_bytes(content)
+    data = DataSet.open(str(place))
+    first = len(data.manifest.shards[0].group_rows)
+    for g in range(len(data.manifest.group_rows)):
+        if g != first + 1:
+            data.read_group(g)
+    with pytest.raises(
+        DataError, match=r"copy/part-00001\.parquet: row group 1 changed since it was prepared: "
+    ) as told:
+        data.read_group(first + 1)
+    assert "\n" not in str(told.value)
 
 
 def test_statistics_are_those_of_the_pixels(picture_set: DataSet, pictures: Path) -> None:
@@ -46,39 +87,184 @@ def test_preparing_again_gives_the_same_data_set(pictures: Path, tmp_path: Path)
     assert a.fingerprint == b.fingerprint != c.fingerprint
 
 
-def test_bad_files_are_left_out_and_listed(tmp_path: Path) -> None:
-    root = tmp_path / "src"
-    (root / "x").mkdir(parents=True)
-    good = encoded(50, 40, 1, "JPEG")
-    bad = {
-        "cut.jpg": good[: len(good) // 2],
-        "empty.jpg": b"",
-        "tail.jpg": good[:-2],
-        "text.jpg": b"hello",
-        "gif.gif": encoded(50, 40, 1, "GIF"),
-    }
-    for name, content in {**bad, "good.jpg": good, "gray.png": encoded(50, 40, 2)}.items():
-        (root / "x" / name).write_bytes(content)
-    manifest = prepare(sources.folder(root), tmp_path / "dest")
-    report = (tmp_path / "dest" / REPORT).read_text()
-    assert manifest.rows + manifest.rejected == 7
-    assert manifest.rows >= 2
-    for name in ("cut.jpg", "empty.jpg", "text.jpg", "gif.gif"):
-        assert f"x/{name}," in report
-    assert "good.jpg" not in report
+@pytest.fixture(scope="module")
+def spoilt(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pictures, with two files among them that are none."""
+    root = shutil.copytree(pictures, tmp_path_factory.mktemp("spoilt") / "src")
+    (root / "ant" / "05.jpeg").write_bytes(b"hello")
+    (root / "cat" / "99.png").write_bytes(b"")
+    return root
 
 
-def test_a_preparation_that_comes_second_leaves_the_first_alone(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few images are checked at a time, so that an interruption loses few."""
+    monkeypatch.setattr("pipelines.prepare._BATCH_IMAGES", 4)
+
+
+SMALL = Layout(group_bytes=20_000, shard_bytes=60_000)
+KILLED = """
+import itertools, os, signal, sys
+from dataclasses import replace
+from pathlib import Path
+from pipelines import prepare, sources
+
+source, reads = sources.folder(sys.argv[1]), itertools.count()
+def read(i):
+    if next(reads) == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return source.read(i)
+prepare._BATCH_IMAGES = 4
+layout = prepare.Layout(group_bytes=20_000, shard_bytes=60_000)
+prepare.prepare(replace(source, read=read), Path(sys.argv[2]), layout=layout, threads=2)
+"""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def interrupting(source: Source, after: int, how: type[BaseException] = KeyboardInterrupt) -> Source:
+    """The source, which fails when the image that comes `after` others is read."""
+    reads = itertools.count()
+
+    def read(i: int) -> bytes:
+        if next(reads) == after:
+            raise how
+        return source.read(i)
+
+    return replace(source, read=read)
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_interrupted_anywhere_and_begun_again_gives_the_same_bits(
+    spoilt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Both found the place free when they began."""
-    first = prepare(sources.folder(pictures), tmp_path / "d")
-    monkeypatch.setattr(Path, "exists", lambda self: False)
-    with pytest.raises(DataError, match="cannot be written"):
-        prepare(sources.folder(pictures), tmp_path / "d", seed=1)
-    monkeypatch.undo()
-    assert DataSet.open(str(tmp_path / "d")).manifest == first
+    source = sources.folder(spoilt)
+    prepare(source, tmp_path / "whole", layout=SMALL)
+    whole = contents(tmp_path / "whole")
+    assert len(whole) >= 6
+    assert REPORT in whole
+    went_on = set()
+    for first, second in [(3, 2), (20, 10), (33, 9), (50, 5), (61, 0)]:
+        dest = tmp_path / f"after-{first}"
+        for after in (first, second):
+            with pytest.raises(KeyboardInterrupt):
+                prepare(interrupting(source, after), dest, layout=SMALL, threads=2)
+            assert not dest.exists()
+        capsys.readouterr()
+        prepare(source, dest, layout=SMALL, threads=3)
+        assert contents(dest) == whole
+        went_on |= set(re.findall(r"goes on after (\d+) of 62 images", capsys.readouterr().err))
+    assert len(went_on) >= 2
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_what_is_finished_is_not_read_again(spoilt: Path, tmp_path: Path) -> None:
+    source = sources.folder(spoilt)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(interrupting(source, 60), tmp_path / "d", layout=SMALL, threads=1)
+    done = json.loads((tmp_path / ".d.part" / "state.json").read_text())["state"]["shards"]
+    rows = sum(sum(shard["group_rows"]) for shard in done)
+    assert rows > 20
+    read: list[int] = []
+    manifest = prepare(replace(source, read=lambda i: read.append(i) or source.read(i)), tmp_path / "d", layout=SMALL)
+    assert 0 < len(read) <= 62 - rows
+    read.clear()
+    assert prepare(replace(source, read=read.append), tmp_path / "d", layout=SMALL) == manifest
+    assert read == []
+
+
+def test_killed_and_begun_again_gives_the_same_bits(
+    spoilt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(sources.folder(spoilt), tmp_path / "whole", layout=SMALL)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(spoilt), str(tmp_path / "d"), "50"], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "d").exists()
+    prepare(sources.folder(spoilt), tmp_path / "d", layout=SMALL)
+    assert "d: goes on after" in capsys.readouterr().err
+    assert contents(tmp_path / "d") == contents(tmp_path / "whole")
+    assert not (tmp_path / ".d.part").exists()
+
+
+def test_killed_right_after_the_data_set_came_to_its_place_leaves_nothing_in_the_end(
+    pictures: Path, tmp_path: Path
+) -> None:
+    prepare(sources.folder(pictures), tmp_path / "d")
+    (tmp_path / ".d.part" / "replaced").mkdir(parents=True)
+    (tmp_path / ".d.part" / "lock").touch()
+    prepare(sources.folder(pictures), tmp_path / "d")
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_what_was_begun_otherwise_is_begun_anew(
+    spoilt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = sources.folder(spoilt)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(interrupting(source, 55), tmp_path / "d", layout=SMALL, threads=1)
+    capsys.readouterr()
+    prepare(source, tmp_path / "d", layout=SMALL, seed=1)
+    assert capsys.readouterr().err.count("begun from other images or with other options, now begun anew\n") == 1
+    prepare(source, tmp_path / "e", layout=SMALL, seed=1)
+    assert contents(tmp_path / "d") == contents(tmp_path / "e")
+
+
+def test_a_data_set_that_is_there_is_the_same_or_in_the_way(pictures: Path, spoilt: Path, tmp_path: Path) -> None:
+    source = sources.folder(pictures)
+    first = prepare(source, tmp_path / "d")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "d").iterdir()}
+    assert prepare(source, tmp_path / "d") == first
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "d").iterdir()} == before
+    for other, options in [
+        (source, {"seed": 1}),
+        (source, {"statistics": False}),
+        (source, {"layout": SMALL}),
+        (sources.folder(spoilt), {}),
+        (replace(source, labels=source.labels[::-1]), {}),
+        (replace(source, sizes=source.sizes + 1), {}),
+        (replace(source, classes=("a", "b", "c")), {}),
+    ]:
+        with pytest.raises(DataError, match="is there already; choose another place or give --overwrite"):
+            prepare(other, tmp_path / "d", **options)
+    assert prepare(source, tmp_path / "d", seed=1, overwrite=True).seed == 1
+    (tmp_path / "d" / "part-00000.parquet").unlink()
+    with pytest.raises(DataError, match="is there already"):
+        prepare(source, tmp_path / "d", seed=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
+def test_of_two_preparations_of_one_place_the_second_gets_a_line(pictures: Path, tmp_path: Path) -> None:
+    source = sources.folder(pictures)
+    told = []
+
+    def read(i: int) -> bytes:
+        if not told:
+            with pytest.raises(DataError, match="d: another process is preparing it") as caught:
+                prepare(source, tmp_path / "d", seed=1)
+            told.append(str(caught.value))
+        return source.read(i)
+
+    manifest = prepare(replace(source, read=read), tmp_path / "d", threads=1)
+    assert len(told) == 1
+    assert manifest == prepare(source, tmp_path / "d")
+    assert manifest.fingerprint == prepare(source, tmp_path / "alone").fingerprint
+
+
+def test_what_came_to_the_place_meanwhile_is_left_alone(pictures: Path, tmp_path: Path) -> None:
+    source = sources.folder(pictures)
+
+    def read(i: int) -> bytes:
+        (tmp_path / "d").mkdir(exist_ok=True)
+        (tmp_path / "d" / "thesis").write_text("dear to somebody")
+        return source.read(i)
+
+    with pytest.raises(DataError, match="d: cannot be written: "):
+        prepare(replace(source, read=read), tmp_path / "d")
+    assert contents(tmp_path / "d") == {"thesis": b"dear to somebody"}
 
 
 def test_pictures_of_cameras_and_names_that_are_not_utf8_are_taken(tmp_path: Path) -> None:

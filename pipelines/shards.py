@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pyarrow import fs as arrow_fs
 
 from pipelines.errors import DataError, first_line
-from pipelines.location import Location
+from pipelines.location import Location, persistently
 from pipelines.schema import COLUMNS, INDEX_COLUMNS, MANIFEST, Manifest, Shard, checksum
 
 _AHEAD_BYTES = 128 << 20
@@ -61,7 +61,9 @@ class DataSet:
         shards = self.manifest.shards
         try:
             files = [self._file(shard) for shard in shards]  # all of them in one file system
-            found = files[0].filesystem.get_file_info([file.path for file in files])
+            found = persistently(
+                lambda: files[0].filesystem.get_file_info([file.path for file in files]), self.location
+            )
         except OSError as error:
             raise DataError(f"{self.location}: cannot be reached: {error}") from error
         for shard, info in zip(shards, found, strict=True):
@@ -86,9 +88,9 @@ class DataSet:
         """Raises DataError, naming the file."""
         place = self._place(group)
         try:
-            table = place.read()
+            table = persistently(place.read, place)
         except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{place} cannot be read: {error}") from error
+            raise DataError(f"{place} cannot be read: {first_line(error)}") from error
         return _row_group(table, place)
 
     def read_sizes(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -99,7 +101,8 @@ class DataSet:
             table = self._index.slice(first, last - first)
         else:
             groups = range(int(self.groups_of(np.array([first]))[0]), int(self.groups_of(np.array([last - 1]))[0]) + 1)
-            tables = [replace(self._place(group), columns=["width", "height"]).read() for group in groups]
+            places = [replace(self._place(group), columns=["width", "height"]) for group in groups]
+            tables = [persistently(place.read, place) for place in places]
             table = pa.concat_tables(tables).slice(first - int(self.group_starts[groups[0]]), last - first)
         return table["width"].to_numpy().astype(np.int64), table["height"].to_numpy().astype(np.int64)
 
@@ -113,10 +116,10 @@ class DataSet:
             raise AssertionError(f"no row group {group}")
         where, digest = self._file(shard), shard.group_xxh3[within]
         if self._index is None or self.manifest.references is None:
-            return _Place(where, within, digest, COLUMNS.names, None)
+            return _Place(where, within, digest, COLUMNS.names, None, self._footers)
         first, last = self.group_starts[group : group + 2].tolist()
         index = self._index.slice(first, last - first)
-        return _Place(where, index["group"][0].as_py(), digest, [self.manifest.references.image], index)
+        return _Place(where, index["group"][0].as_py(), digest, [self.manifest.references.image], index, self._footers)
 
     def _file(self, shard: Shard) -> Location:
         if shard.file.startswith("/"):
@@ -125,14 +128,17 @@ class DataSet:
         return replace(file, path=posixpath.normpath(file.path))  # object stores know no ".."
 
     @cached_property
+    def _footers(self) -> dict[str, pq.FileMetaData]:
+        return {}
+
+    @cached_property
     def _index(self) -> pa.Table | None:
         """Of a data set in somebody else's Parquet files: what these lack, row by row. Raises DataError."""
         if self.manifest.references is None:
             return None
         where = self.location / self.manifest.references.index
         try:
-            with where.filesystem.open_input_file(where.path) as stream:
-                index = pq.read_table(stream)
+            index = pq.read_table(pa.BufferReader(where.read_bytes()))
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{where}: cannot be read: {first_line(error)}") from error
         if index.schema.names != INDEX_COLUMNS.names or len(index) != self.rows:
@@ -158,13 +164,16 @@ class _Place:
     xxh3: str
     columns: list[str]
     index: pa.Table | None
+    footers: dict[str, pq.FileMetaData]  # of files that were read from before
 
     def __str__(self) -> str:
         return f"{self.file}: row group {self.group}"
 
     def read(self) -> pa.Table:
         with self.file.filesystem.open_input_file(self.file.path) as stream:
-            return pq.ParquetFile(stream).read_row_group(self.group, columns=self.columns, use_threads=True).flatten()
+            file = pq.ParquetFile(stream, metadata=self.footers.get(self.file.path), pre_buffer=True)
+            self.footers[self.file.path] = file.metadata
+            return file.read_row_group(self.group, columns=self.columns, use_threads=True).flatten()
 
 
 def _row_group(table: pa.Table, place: _Place) -> RowGroup:
@@ -208,7 +217,7 @@ class ReadAhead:
     Bound: the groups of `needed` and 128 MiB of others, or one if groups are larger.
     """
 
-    def __init__(self, data: DataSet, threads: int = 2) -> None:
+    def __init__(self, data: DataSet, threads: int = 4) -> None:
         self._data = data
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read-ahead")
         self._groups: dict[int, Future[RowGroup]] = {}

@@ -94,15 +94,18 @@ class Windows:
         return Windows(self.starts[which], self.extents[which], self.crop_starts[which], self.crop_ends[which])
 
 
-def source_windows(draws: Draws, crop: int, widths: Ints, heights: Ints) -> Windows:
-    """The crop's place in the source image, and around it the pixels that the resampling filter reaches to.
+def source_windows(sizes: Ints, corners: Ints, crop: Ints | int, widths: Ints, heights: Ints) -> Windows:
+    """Crops' places in the source images, and around them the pixels that the resampling filter reaches to.
+
+    `sizes`: (n, 2) after the rescale; `corners`: (n, 2) of the crops in that, and `crop` their sides, one for all or
+    (n, 2). `widths`, `heights`: (n,) of the source images.
 
     The filter is a triangle of one source pixel to each side, or of as many as a pixel of the crop covers if that is
     more: see `resample`.
     """
     sides = np.stack([heights, widths], axis=1)
-    step = sides / draws.sizes
-    starts, ends = draws.corners * step, (draws.corners + crop) * step
+    step = sides / sizes
+    starts, ends = corners * step, (corners + crop) * step
     reach = np.maximum(step, 1.0) + 0.5 - step / 2  # from the crop's border, whose first pixel's centre lies inside
     first = np.clip(np.floor(starts - reach), 0, sides - 1).astype(np.int64)
     last = np.clip(np.ceil(ends + reach), 1, sides).astype(np.int64)

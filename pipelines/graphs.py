@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali import fn, math, pipeline_def, types
 from nvidia.dali.pipeline import Pipeline
 from nvidia.dali.plugin.numba import NumbaFunction
 
@@ -31,33 +31,27 @@ Feed = tuple[
     Places,  # (n, 1) 1 for a flip
     Floats,  # (n, 3) RGB to subtract
 ]
-WholeFeed = tuple[
-    Encoded,
-    Floats,  # (n, 2) height, width after the rescale
-    Floats,  # (n,) the crop's y and
-    Floats,  # (n,) x, each as a share of the free space
-    Floats,  # (n, 2) height, width of the crop
-]
+WholeFeed = tuple[Encoded, Places, Places, Floats, Floats, Floats]  # as above, and (n, 2) the output's height, width
 
 
 def feed(encoded: Encoded, draws: Draws, windows: Windows) -> Feed:
     """What the source of `crops` returns for a batch."""
+    return *_places(encoded, windows), draws.flips.astype(np.int32)[:, None], draws.subtract
+
+
+def feed_wholes(encoded: Encoded, sizes: Ints, windows: Windows) -> WholeFeed:
+    """What the source of `wholes` returns for a batch. `sizes`: (n, 2) height, width of the output."""
+    return *_places(encoded, windows), sizes.astype(np.float32)
+
+
+def _places(encoded: Encoded, windows: Windows) -> tuple[Encoded, Places, Places, Floats, Floats]:
     return (
         encoded,
         windows.starts.astype(np.int32),
         windows.extents.astype(np.int32),
         windows.crop_starts.astype(np.float32),
         windows.crop_ends.astype(np.float32),
-        draws.flips.astype(np.int32)[:, None],
-        draws.subtract,
     )
-
-
-def feed_wholes(encoded: Encoded, sizes: Ints, windows: Ints) -> WholeFeed:
-    """What the source of `wholes` returns for a batch. `windows`: (n, 2) height, width to cut from the middle."""
-    free = sizes - windows
-    y, x = np.ascontiguousarray((free // 2 / np.maximum(free, 1)).T, dtype=np.float32)
-    return encoded, sizes.astype(np.float32), y, x, windows.astype(np.float32)
 
 
 def crops(
@@ -85,35 +79,41 @@ def wholes(
     return _wholes(source, list(mean), pixel_std, device_id is not None, **_options(batch, threads, device_id))
 
 
-def refused(encoded: Encoded, windows: Windows | None, threads: int, device_id: int | None) -> dict[int, str]:
-    """The positions of the images that the decoder does not take, whole or by their windows, and why."""
+def refused(encoded: Encoded, windows: Windows, threads: int, device_id: int | None) -> dict[int, str]:
+    """The positions of the images whose windows the decoder does not take, and why."""
     n = len(encoded)
     if not n or (reason := _refusal(encoded, windows, threads, device_id)) is None:
         return {}
     if n == 1:
         return {0: reason}
     found: dict[int, str] = {}
-    for first, last in ((0, n // 2), (n // 2, n)):
-        part = None if windows is None else windows[first:last]
-        for i, why in refused(encoded[first:last], part, threads, device_id).items():
-            found[first + i] = why
+    for half in (slice(None, n // 2), slice(n // 2, None)):
+        for i, why in refused(encoded[half], windows[half], threads, device_id).items():
+            found[(half.start or 0) + i] = why
     return found
 
 
 def is_refusal(error: RuntimeError) -> bool:
     """Whether a graph has failed since it could not decode an image; it cannot be used again."""
-    operator, _, found = str(error).partition("encountered:")
-    return "decoders" in operator and bool(found.strip())
+    operator = str(error).partition("encountered:")[0]
+    return "decoders" in operator or "peek_image_shape" in operator
 
 
-def _refusal(encoded: Encoded, windows: Windows | None, threads: int, device_id: int | None) -> str | None:
-    places = None if windows is None else (windows.starts.astype(np.int32), windows.extents.astype(np.int32))
+def stop(graph: Pipeline) -> None:
+    """Waits for what the graph is doing, after which it does not read its input any more, and cannot be used."""
+    graph._shutdown()
+
+
+def _refusal(encoded: Encoded, windows: Windows, threads: int, device_id: int | None) -> str | None:
+    inputs = _places(encoded, windows)[:3]
     options = {**_options(len(encoded), threads, device_id), "prefetch_queue_depth": 1}
-    graph = _decoded(lambda: (encoded, *(places or ())), places is not None, device_id is not None, **options)
+    graph = _decoder(lambda: inputs, device_id is not None, **options)
     try:
         graph.run()
     except RuntimeError as error:
         return first_line(RuntimeError(str(error).partition("encountered:")[2] or str(error)))
+    finally:
+        stop(graph)
     return None
 
 
@@ -132,28 +132,28 @@ def _inputs(source: Callable[[], Any], dtypes: list[Any]) -> Any:
     return fn.external_source(source=source, num_outputs=len(dtypes), batch=True, dtype=dtypes, no_copy=True)
 
 
-def _images(encoded: Any, mixed: bool) -> Any:
-    """Whole images, decoded to RGB; EXIF orientation is ignored, here and in `_windows`."""
-    return fn.decoders.image(encoded, adjust_orientation=False, **_decoder(mixed))
+def _decoded(encoded: Any, starts: Any, extents: Any, mixed: bool) -> Any:
+    """Windows of images, decoded to RGB; EXIF orientation is ignored.
 
-
-def _windows(encoded: Any, starts: Any, extents: Any, mixed: bool) -> Any:
+    Sizes are peeked at first, so that a file that is no image is refused there: the decoder may crash on it, since of
+    its own threads it leaves some at work when it gives up (DALI 2.4, image_decoder.h).
+    """
+    sizes = fn.peek_image_shape(encoded, adjust_orientation=False, dtype=types.INT32)[:2]
     return fn.decoders.image_slice(
-        encoded, starts, extents, axis_names="HW", adjust_orientation=False, **_decoder(mixed)
+        encoded,
+        starts,
+        math.min(extents, sizes - starts),
+        axis_names="HW",
+        device="mixed" if mixed else "cpu",
+        output_type=types.RGB,
+        adjust_orientation=False,
     )
 
 
-def _decoder(mixed: bool) -> dict[str, Any]:
-    return {"device": "mixed" if mixed else "cpu", "output_type": types.RGB}
-
-
 @pipeline_def
-def _decoded(source: Callable[[], Any], by_windows: bool, mixed: bool) -> Any:
-    if by_windows:
-        encoded, starts, extents = _inputs(source, [types.UINT8, types.INT32, types.INT32])
-        return _windows(encoded, starts, extents, mixed)
-    (encoded,) = _inputs(source, [types.UINT8])
-    return _images(encoded, mixed)
+def _decoder(source: Callable[[], Any], mixed: bool) -> Any:
+    encoded, starts, extents = _inputs(source, [types.UINT8, types.INT32, types.INT32])
+    return _decoded(encoded, starts, extents, mixed)
 
 
 @pipeline_def
@@ -162,10 +162,10 @@ def _crops(source: Callable[[], Feed], crop: int, pixel_std: float, mixed: bool)
     encoded, starts, extents, start, end, flip, subtract = _inputs(
         source, [types.UINT8, ints, ints, floats, floats, ints, floats]
     )
-    images = _windows(encoded, starts, extents, mixed)
+    images = _decoded(encoded, starts, extents, mixed)
     if not mixed:
         return _resampler(crop, 1.0 / pixel_std)(images, start, end, flip, subtract)
-    images = rescaled(images, size=[crop, crop], roi_start=start, roi_end=end, dtype=floats)
+    images = _rescaled(images, [crop, crop], start, end)
     return _tensor(images, subtract, pixel_std, mirror=flip)
 
 
@@ -193,17 +193,26 @@ def _resampler(side: int, factor: float) -> NumbaFunction:
 
 @pipeline_def
 def _wholes(source: Callable[[], WholeFeed], mean: list[float], pixel_std: float, mixed: bool) -> Any:
-    encoded, sizes, y, x, windows = _inputs(source, [types.UINT8, *[types.FLOAT] * 4])
-    images = rescaled(_images(encoded, mixed), size=sizes)
-    return _tensor(images, mean, pixel_std, crop=windows, crop_pos_y=y, crop_pos_x=x)
+    ints, floats = types.INT32, types.FLOAT
+    encoded, starts, extents, start, end, sizes = _inputs(source, [types.UINT8, ints, ints, floats, floats, floats])
+    images = _decoded(encoded, starts, extents, mixed)
+    return _tensor(_rescaled(images, sizes, start, end), mean, pixel_std)
 
 
-def rescaled(images: Any, **options: Any) -> Any:
-    """By an antialiased linear filter, in training and testing alike."""
-    return fn.resize(images, interp_type=types.INTERP_LINEAR, antialias=True, **options)
+def _rescaled(images: Any, size: Any, start: Any, end: Any) -> Any:
+    """By an antialiased linear filter, in training and testing alike; not rounded to bytes."""
+    return fn.resize(
+        images,
+        size=size,
+        roi_start=start,
+        roi_end=end,
+        interp_type=types.INTERP_LINEAR,
+        antialias=True,
+        dtype=types.FLOAT,
+    )
 
 
-def _tensor(images: Any, subtract: Any, pixel_std: float, **window: Any) -> Any:
+def _tensor(images: Any, subtract: Any, pixel_std: float, **options: Any) -> Any:
     return fn.crop_mirror_normalize(
-        images, mean=subtract, std=[pixel_std] * 3, dtype=types.FLOAT, output_layout="CHW", **window
+        images, mean=subtract, std=[pixel_std] * 3, dtype=types.FLOAT, output_layout="CHW", **options
     )

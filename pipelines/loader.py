@@ -152,9 +152,11 @@ class WholeBatches:
         widths, heights = data.read_sizes(first, last)
         self._plan = shape_batches(augment.dense_windows(augment.rescaled(widths, heights, shorter), stride), first)
 
-        def feed(_: int, images: _Images) -> tuple[graphs.WholeFeed, None]:
+        def feed(_: int, images: _Images) -> tuple[graphs.WholeFeed, Windows]:
             sizes = augment.rescaled(images.widths, images.heights, shorter)
-            return graphs.feed_wholes(images.encoded, sizes, augment.dense_windows(sizes, stride)), None
+            seen = augment.dense_windows(sizes, stride)
+            windows = _windows(images, sizes, (sizes - seen) // 2, seen)
+            return graphs.feed_wholes(images.encoded, seen, windows), windows
 
         def graph(source: Callable[[], graphs.WholeFeed]) -> Pipeline:
             return graphs.wholes(source, mean, pixel_std, _WHOLE_IMAGES, seat.threads, seat.device_id)
@@ -202,7 +204,7 @@ class _Fed(Generic[F]):
     index: int
     images: _Images
     feed: F
-    windows: Windows | None
+    windows: Windows
     bad: Mapping[int, str]  # positions of the images with a stand-in, and why
 
 
@@ -210,7 +212,7 @@ class _Stream(Generic[F]):
     """Batches by their indices: reads their row groups ahead, feeds them to a graph, replaces what cannot be decoded.
 
     `rows(i)` and `groups(i)`: the rows of batch i, and the row groups to hold for it. `feed(i, images)`: what the graph
-    takes, and the windows that are decoded, or None for whole images. `build(source)`: the graph.
+    takes, and the windows that are decoded. `build(source)`: the graph.
     """
 
     def __init__(
@@ -218,7 +220,7 @@ class _Stream(Generic[F]):
         data: DataSet,
         rows: Callable[[int], Ints],
         groups: Callable[[int], list[int]],
-        feed: Callable[[int, _Images], tuple[F, Windows | None]],
+        feed: Callable[[int, _Images], tuple[F, Windows]],
         build: Callable[[Callable[[], F]], Pipeline],
         mean: tuple[float, float, float],
         seat: Seat,
@@ -259,6 +261,7 @@ class _Stream(Generic[F]):
             except StopIteration:
                 break
             except RuntimeError as error:
+                graphs.stop(self._graph)
                 if not graphs.is_refusal(error) or not self._find_bad():
                     raise
                 self._graph = self._build(self._source)
@@ -270,6 +273,9 @@ class _Stream(Generic[F]):
         self._graph.reset()
 
     def close(self) -> None:
+        if self._graph is not None:
+            graphs.stop(self._graph)
+            self._graph = None
         self._reader.close()
 
     def _look_ahead(self) -> bool:
@@ -327,16 +333,15 @@ class _Stream(Generic[F]):
         return found_any
 
     def _refused(self, fed: _Fed[F], positions: list[int]) -> dict[int, str]:
-        windows = None if fed.windows is None else fed.windows[positions]
         encoded = [fed.images.encoded[i] for i in positions]
-        found = graphs.refused(encoded, windows, self._seat.threads, self._seat.device_id)
+        found = graphs.refused(encoded, fed.windows[positions], self._seat.threads, self._seat.device_id)
         return {positions[i]: reason for i, reason in found.items()}
 
 
 def _planned(
     data: DataSet,
     plan: list[Ints],
-    feed: Callable[[int, _Images], tuple[F, Windows | None]],
+    feed: Callable[[int, _Images], tuple[F, Windows]],
     build: Callable[[Callable[[], F]], Pipeline],
     mean: tuple[float, float, float],
     seat: Seat,
@@ -350,10 +355,16 @@ def _planned(
 
 
 def _crop_feed(images: _Images, draws: augment.Draws, recipe: Recipe) -> tuple[graphs.Feed, Windows]:
-    windows = augment.source_windows(draws, recipe.crop, images.widths, images.heights)
+    windows = _windows(images, draws.sizes, draws.corners, recipe.crop)
+    return graphs.feed(images.encoded, draws, windows), windows
+
+
+def _windows(images: _Images, sizes: Ints, corners: Ints, crop: Ints | int) -> Windows:
+    """What has to be decoded; of a stand-in, its one pixel."""
+    windows = augment.source_windows(sizes, corners, crop, images.widths, images.heights)
     bad = images.replaced
     windows.starts[bad], windows.extents[bad], windows.crop_starts[bad], windows.crop_ends[bad] = 0, 1, 0.0, 1.0
-    return graphs.feed(images.encoded, draws, windows), windows
+    return windows
 
 
 def _plain_image(rgb: tuple[float, float, float]) -> NDArray[np.uint8]:

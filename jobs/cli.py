@@ -49,7 +49,12 @@ def _parser() -> argparse.ArgumentParser:
     _job_arguments(plan)
     plan.set_defaults(verb=_plan)
 
-    show = verbs.add_parser("show", help="draw a contact sheet of what the net is fed")
+    show = verbs.add_parser(
+        "show",
+        help="draw a contact sheet of what the net is fed",
+        description="Draws a contact sheet of what the net is fed. Settings that are not given are those of the job's "
+        "stage; of a data set, a stage's defaults.",
+    )
     _show_arguments(show)
     show.set_defaults(verb=_show)
 
@@ -106,7 +111,6 @@ def _job_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _show_arguments(parser: argparse.ArgumentParser) -> None:
-    """Those without a default are the stage's, of a job file, and otherwise the defaults of stages."""
     flag = argparse.BooleanOptionalAction
     parser.add_argument("source", metavar="DATASET|JOB.yaml", help="a data set, or a job, one of whose stages is shown")
     parser.add_argument("--stage", help="of the job (default: its first)")

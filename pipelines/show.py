@@ -125,19 +125,13 @@ def header(data: DataSet, view: View, shown: int) -> list[str]:
     """What a sheet of `shown` cells shows, in parts."""
     manifest = data.manifest
     parts = [_public(str(data.location)), f"{shown} of {manifest.rows} images, {len(manifest.classes)} classes"]
+    low, high = _recipe(data, view).scale
+    parts += [f"S {low}" if low == high else f"S {low} to {high}", f"crop {view.crop}"]
     if not _trains(data):
-        middle = _recipe(data, view).scale[0]
-        return [*parts, "no mean colour, so not a training set: middle crops, nothing subtracted", f"S {middle}"]
-    low, high = view.scale
-    return [
-        *parts,
-        f"S {low}" if low == high else f"S {low} to {high}",
-        f"crop {view.crop}",
-        f"epoch {view.epoch}",
-        f"seed {view.seed}",
-        "flip" if view.flip else "no flip",
-        f"colour shift {view.colour_shift:g}" if view.colour_shift else "no colour shift",
-    ]
+        return [*parts, "middle crops, nothing subtracted: the set has no mean colour, so is not a training set"]
+    flip = "flip" if view.flip else "no flip"
+    colour = f"colour shift {view.colour_shift:g}" if view.colour_shift else "no colour shift"
+    return [*parts, f"epoch {view.epoch}", f"seed {view.seed}", flip, colour]
 
 
 def _trains(data: DataSet) -> bool:

@@ -28,7 +28,7 @@ BROKEN = b"\xff\xd8 not a picture"
 
 
 def drawn_crops(cells: list[show.Cell], columns: int) -> list[NDArray[np.uint8]]:
-    """Cut out of the sheet, each block of magnified pixels made one again."""
+    """Cut out of the sheet, each block of magnified pixels made one again; what is beside them is looked at too."""
     pixels = np.asarray(sheet.draw(cells, columns, HEADER))
     plan = sheet.layout(cells, columns, HEADER, len)
     found = []
@@ -38,6 +38,10 @@ def drawn_crops(cells: list[show.Cell], columns: int) -> list[NDArray[np.uint8]]
         small = crop[:: plan.zoom, :: plan.zoom]
         assert np.array_equal(np.kron(small, np.ones((plan.zoom, plan.zoom, 1), np.uint8)), crop)
         found.append(small)
+        if cell.origin is not None:
+            left, top = plan.place(i)
+            beside = pixels[top : top + plan.side, left : left + plan.side]
+            assert np.array_equal(beside, np.asarray(sheet.framed(cell.origin, plan.side)))
     return found
 
 

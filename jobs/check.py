@@ -45,7 +45,7 @@ def check(job: Job) -> Checked:
         )
     store = Store.of(job.root, job.name)
     store.check()
-    data = _digits(job.root / "data" / _DIGITS) if isinstance(job.data, str) else job.data
+    data = data_sets(job)
     training, validation = DataSet.open(data.train), DataSet.open(data.val)
     if training.manifest.classes != validation.manifest.classes:
         raise DataError(
@@ -67,6 +67,11 @@ def check(job: Job) -> Checked:
         )
         folders[name] = store.stage(name, key)
     return Checked(job, store, data, training, validation, order, folders)
+
+
+def data_sets(job: Job) -> Data:
+    """The digits are prepared at the first use. Raises DataError."""
+    return _digits(job.root / "data" / _DIGITS) if isinstance(job.data, str) else job.data
 
 
 def _start_key(
@@ -94,7 +99,7 @@ def _classes(classes: tuple[str, ...]) -> str:
 
 
 def _digits(folder: Path) -> Data:
-    """The digits that come with the program, prepared at the first use."""
+    """The digits that come with the program."""
     data = Data(train=str(folder / "train"), val=str(folder / "val"))
     if Path(data.train).exists() and Path(data.val).exists():
         return data

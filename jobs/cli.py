@@ -4,12 +4,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from cluster.settings import StageSettings
 from jobs import schema
 from pipelines import imagenet, parquet, sources
-from pipelines.errors import DataError, VerydeepError
+from pipelines.errors import DataError, SettingsError, VerydeepError
 from pipelines.prepare import REPORT, Options, existing, prepare
 from pipelines.schema import Manifest
+from pipelines.shards import DataSet
 from pipelines.shrink import Shrink
 from pipelines.sources import Source
 
@@ -45,6 +48,15 @@ def _parser() -> argparse.ArgumentParser:
     plan = verbs.add_parser("plan", help="show what would run, and why")
     _job_arguments(plan)
     plan.set_defaults(verb=_plan)
+
+    show = verbs.add_parser(
+        "show",
+        help="draw a contact sheet of what the net is fed",
+        description="Draws a contact sheet of what the net is fed. Settings that are not given are those of the job's "
+        "stage; of a data set, a stage's defaults.",
+    )
+    _show_arguments(show)
+    show.set_defaults(verb=_show)
 
     prep = verbs.add_parser("prepare", help="make a data set of images").add_subparsers(required=True, metavar="SOURCE")
     folder = prep.add_parser("folder", help="from folders of images, one for each class")
@@ -98,6 +110,24 @@ def _job_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fresh", action="store_true", help="run stages again though they are done")
 
 
+def _show_arguments(parser: argparse.ArgumentParser) -> None:
+    flag = argparse.BooleanOptionalAction
+    parser.add_argument("source", metavar="DATASET|JOB.yaml", help="a data set, or a job, one of whose stages is shown")
+    parser.add_argument("--stage", help="of the job (default: its first)")
+    parser.add_argument(
+        "--scale", type=int, nargs="+", metavar="S", help="shorter side: fixed, or smallest and largest"
+    )
+    parser.add_argument("--crop", type=int, metavar="PIXELS", help="side of the crops")
+    parser.add_argument("--flip", action=flag, help="mirror half of the images")
+    parser.add_argument("--colour-shift", type=float, metavar="DEVIATION", help="of the RGB shift's normal variates")
+    parser.add_argument("--seed", type=int, help="of order and augmentation")
+    parser.add_argument("--epoch", type=int, default=1, help="whose first images are shown (default: 1)")
+    parser.add_argument("--windows", action="store_true", help="show beside each crop the image that it comes from")
+    parser.add_argument("--rows", type=int, default=6, help="of the sheet (default: 6)")
+    parser.add_argument("--columns", type=int, help="of the sheet (default: 8, with --windows 4)")
+    parser.add_argument("--output", type=Path, default=Path("show.png"), metavar="PNG", help="default: show.png")
+
+
 def _run(options: argparse.Namespace) -> None:
     job = schema.load(options.job, options.changes)
     from jobs import check, run  # slow imports: a wrong job file is told of at once
@@ -118,6 +148,70 @@ def _plan(options: argparse.Namespace) -> None:
             f"{decision.stage:<12} net {stage.net:<6} S {run.scale_text(stage.scale):<10}  "
             f"at most {stage.epochs} epochs, {steps} steps of {stage.batch}  from {start}: "
             f"{decision.action.value}, {decision.reason}"
+        )
+
+
+def _show(options: argparse.Namespace) -> None:
+    _check_png(options.output)
+    place, stage, title = _shown(options)
+    from pipelines import sheet, show  # slow imports
+
+    def chosen(option: str, setting: str) -> Any:
+        given = getattr(options, option)
+        return getattr(stage, setting) if given is None else given
+
+    data = DataSet.open(place)
+    view = show.View(
+        scale=stage.scale if options.scale is None else _range(options.scale),
+        crop=chosen("crop", "input_size"),
+        flip=chosen("flip", "flip"),
+        colour_shift=chosen("colour_shift", "colour_shift"),
+        seed=chosen("seed", "seed"),
+        epoch=options.epoch,
+        rows=options.rows,
+        columns=(4 if options.windows else 8) if options.columns is None else options.columns,
+        origins=options.windows,
+    )
+    cells = show.cells(data, view)
+    sheet.draw(cells, view.columns, [*title, *show.header(data, view, len(cells))]).save(options.output)
+    print(f"{options.output}: {len(cells)} of {data.rows} images")
+
+
+def _shown(options: argparse.Namespace) -> tuple[str, StageSettings, list[str]]:
+    """The data set's place, a stage's settings (of no job, the defaults), and where these come from, for the header.
+
+    Raises SettingsError or DataError.
+    """
+    if not options.source.endswith((".yaml", ".yml")):
+        if options.stage is not None:
+            raise SettingsError(
+                f"--stage {options.stage}: {options.source} is not a job file (.yaml), so has no stages"
+            )
+        if options.scale is None:
+            raise SettingsError("give --scale, the shorter side S in pixels, or its smallest and largest value")
+        return options.source, StageSettings.model_construct(net="A", scale=_range(options.scale)), []
+    job = schema.load(options.source)
+    from jobs import check
+
+    name = next(iter(job.stages)) if options.stage is None else options.stage
+    if name not in job.stages:
+        raise SettingsError(f"--stage {name}: there is no such stage; there are {', '.join(job.stages)}")
+    return check.data_sets(job).train, job.stages[name], [f"stage {name} of {options.source}"]
+
+
+def _range(scale: list[int]) -> tuple[int, int]:
+    if len(scale) > 2:
+        raise SettingsError(f"--scale {' '.join(map(str, scale))}: give S, or its smallest and largest value")
+    return scale[0], scale[-1]
+
+
+def _check_png(path: Path) -> None:
+    """Raises SettingsError if no picture can be written there."""
+    if path.suffix.lower() != ".png":
+        raise SettingsError(f"--output {path}: the name has to end in .png")
+    if path.is_dir() or not path.parent.is_dir():
+        raise SettingsError(
+            f"--output {path}: " + ("is a folder" if path.is_dir() else f"there is no folder {path.parent}")
         )
 
 

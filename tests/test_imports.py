@@ -11,6 +11,7 @@ HOMES = {
     "ray": {"cluster/launch.py", "cluster/worker.py"},
     "mlflow": {"cluster/track.py"},
     "yaml": {"jobs/schema.py"},
+    "matplotlib": {"pipelines/sheet.py"},
     "nvidia": {"pipelines/audit.py", "pipelines/graphs.py", "pipelines/loader.py"},
 }
 

@@ -172,7 +172,7 @@ def _draws(data: DataSet, view: View, rows: Ints, widths: Ints, heights: Ints) -
 
 def _origins(data: DataSet, view: View, rows: Ints, draws: Draws, widths: Ints, heights: Ints) -> dict[int, Origin]:
     """By rows; one row group is held at a time."""
-    windows = augment.source_windows(draws, view.crop, widths, heights)
+    windows = augment.source_windows(draws.sizes, draws.corners, view.crop, widths, heights)
     decoded = np.concatenate([windows.starts, windows.starts + windows.extents], axis=1)
     crops = np.concatenate([windows.starts + windows.crop_starts, windows.starts + windows.crop_ends], axis=1)
     groups = data.groups_of(rows)

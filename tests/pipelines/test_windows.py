@@ -1,0 +1,130 @@
+"""Decoding only a crop's window gives what decoding the whole image, rescaling it and cropping gives."""
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from nvidia.dali import fn, pipeline_def, types
+from PIL import Image
+
+from pipelines import augment, graphs, resample
+from pipelines.augment import Draws, Ints
+from tests.conftest import encoded
+
+CROP = 48
+
+
+@pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
+def whole(image: NDArray[np.uint8], size: tuple[int, int]):  # type: ignore[no-untyped-def]
+    files = fn.external_source(source=lambda: [image], batch=True, dtype=types.UINT8)
+    images = fn.decoders.image(files, output_type=types.RGB, adjust_orientation=False)
+    return fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+
+
+def by_whole_images(images: graphs.Encoded, sizes: Ints, corners: Ints, crop: int) -> list[NDArray[np.uint8]]:
+    """(crop, crop, 3) each: decoded and rescaled as a whole, by DALI's own operators."""
+    found = []
+    for image, size, (y, x) in zip(images, sizes.tolist(), corners.tolist(), strict=True):
+        (output,) = whole(image, size).run()
+        found.append(np.array(output[0])[y : y + crop, x : x + crop])
+    return found
+
+
+def by_windows(
+    images: graphs.Encoded, sizes: Ints, corners: Ints, crop: int, widths: Ints, heights: Ints
+) -> list[NDArray[np.float32]]:
+    n = len(images)
+    draws = Draws(sizes, corners, np.zeros(n, bool), np.zeros((n, 3), np.float32))
+    feed = graphs.feed(images, draws, augment.source_windows(sizes, corners, crop, widths, heights))
+    (output,) = graphs.crops(lambda: feed, crop, 1.0, n, 1, None).run()
+    return [np.array(output[i]).transpose(1, 2, 0) for i in range(n)]
+
+
+def in_format(picture: Image.Image, kind: str) -> bytes:
+    out = io.BytesIO()
+    options = {
+        "4:2:0": {"format": "JPEG", "subsampling": "4:2:0", "quality": 90},
+        "4:4:4": {"format": "JPEG", "subsampling": "4:4:4", "quality": 90},
+        "progressive": {"format": "JPEG", "progressive": True, "quality": 90},
+        "PNG": {"format": "PNG"},
+    }
+    gray = kind == "gray"
+    (picture.convert("L") if gray else picture).save(out, **(options["4:2:0"] if gray else options[kind]))
+    return out.getvalue()
+
+
+SHAPES = [(500, 375), (333, 500), (60, 60), (20, 400), (301, 15), (3, 2), (1, 1), (1, 30), (1200, 900)]
+
+
+@pytest.mark.parametrize("kind", ["4:2:0", "4:4:4", "progressive", "gray", "PNG"])
+@pytest.mark.parametrize("shorter", [CROP, 72, (CROP, 96)])
+def test_windows_are_the_same_to_a_grey_level(kind: str, shorter: int | tuple[int, int]) -> None:
+    rng = np.random.default_rng(7)
+    images, sides, corners, sizes = [], [], [], []
+    for width, height in SHAPES:
+        picture = Image.open(io.BytesIO(encoded(width, height, width + height)))
+        image = np.frombuffer(in_format(picture, kind), np.uint8)
+        for place in ((0.0, 0.0), (1.0, 1.0), (0.0, 1.0), rng.random(2)):
+            low, high = (shorter, shorter) if isinstance(shorter, int) else shorter
+            (size,) = augment.rescaled(np.array([width]), np.array([height]), int(rng.integers(low, high + 1)))
+            images.append(image)
+            sides.append((width, height))
+            sizes.append(size)
+            corners.append(np.rint((size - CROP) * np.asarray(place)).astype(np.int64))
+    where = np.array(sizes), np.array(corners), CROP
+    widths, heights = np.array(sides).T
+    expected = by_whole_images(images, *where)
+    for side, a, b in zip(sides, by_windows(images, *where, widths, heights), expected, strict=True):
+        assert np.abs(np.rint(a) - b).max() <= 1, side
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_windows_hold_all_that_the_filter_reaches(data: st.DataObject) -> None:
+    """A window resampled alone is the same part of the image resampled as a whole, by the same kernel."""
+    width, height = data.draw(st.integers(1, 90)), data.draw(st.integers(1, 90))
+    crop = data.draw(st.integers(1, 24))
+    shorter = data.draw(st.integers(crop, 60))
+    sizes = augment.rescaled(np.array([width]), np.array([height]), shorter)
+    free = sizes[0] - crop
+    corners = np.array([[data.draw(st.integers(0, int(f))) for f in free]])
+    windows = augment.source_windows(sizes, corners, crop, np.array([width]), np.array([height]))
+    (y, x), (h, w) = windows.starts[0], windows.extents[0]
+    assert 0 <= y <= y + h <= height
+    assert 0 <= x <= x + w <= width
+    image = np.random.default_rng(crop).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    zeros, floats = np.zeros(1, np.int32), np.float32
+    alone, whole = np.empty((3, crop, crop), floats), np.empty((3, *sizes[0]), floats)
+    start, end = windows.crop_starts[0].astype(floats), windows.crop_ends[0].astype(floats)
+    resample.crop(alone, image[y : y + h, x : x + w].copy(), start, end, zeros, np.zeros(3, floats), 1.0)
+    resample.crop(whole, image, np.zeros(2, floats), floats([height, width]), zeros, np.zeros(3, floats), 1.0)
+    (v, u), same = corners[0], alone
+    assert np.abs(whole[:, v : v + crop, u : u + crop] - same).max() < 0.02
+
+
+def weights(n: int, size: int) -> NDArray[np.float64]:
+    """(n, size): an antialiased linear filter as a matrix, written down as it is defined."""
+    step = size / n
+    radius = max(1.0, step)
+    matrix = np.zeros((n, size))
+    for i in range(n):
+        centre = (i + 0.5) * step - 0.5
+        for j in range(-size, 2 * size):
+            matrix[i, min(max(j, 0), size - 1)] += max(0.0, 1.0 - abs(j - centre) / radius)
+    return matrix / matrix.sum(axis=1, keepdims=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 30), st.integers(1, 30), st.booleans())
+def test_the_kernel_is_the_filter_as_a_matrix(width: int, height: int, columns: int, rows: int, flip: bool) -> None:
+    image = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    mean, factor = np.array([100.0, 110.0, 120.0], np.float32), 1 / 58.0
+    out = np.empty((3, rows, columns), np.float32)
+    end = np.array([height, width], np.float32)
+    resample.crop(out, image, np.zeros(2, np.float32), end, np.array([flip], np.int32), mean, factor)
+    expected = np.einsum("yi,ijc,xj->cyx", weights(rows, height), image, weights(columns, width), optimize=True)
+    expected = (expected - mean[:, None, None]) * factor
+    assert np.abs(out - (expected[:, :, ::-1] if flip else expected)).max() < 1e-3

@@ -83,6 +83,14 @@ class Turn:
     def cpu_per_item(self) -> float:
         return self.cpu_seconds / self.items
 
+    def __add__(self, other: "Turn") -> "Turn":
+        return Turn(
+            self.items + other.items,
+            self.wall_seconds + other.wall_seconds,
+            self.cpu_seconds + other.cpu_seconds,
+            self.idle_cpu_seconds + other.idle_cpu_seconds,
+        )
+
 
 @dataclass(frozen=True)
 class Result:
@@ -94,6 +102,7 @@ class Result:
     turns: tuple[Turn, ...]
     peak_bytes: int
     facts: dict[str, Any]
+    trials: tuple[tuple[Setting, Turn], ...]  # what the setting was chosen by; none if it is the default
 
 
 def compare(
@@ -104,8 +113,8 @@ def compare(
     check: Callable[[list[tuple[str, dict[str, Any]]]], None],
 ) -> list[Result]:
     """Results in the contenders' order. `check` is given the facts of the first round, and raises what is wrong."""
-    settings = {c.name: tuned(c, log) if tune else c.default for c in contenders}
-    with _all_open(contenders, settings) as processes:
+    chosen = {c.name: tuned(c, log) if tune else (c.default, []) for c in contenders}
+    with _all_open(contenders, {name: setting for name, (setting, _) in chosen.items()}) as processes:
         log("warming up")
         warm = [process.warm_up() for process in processes]
         check([(c.name, facts) for c, (facts, _) in zip(contenders, warm, strict=True)])
@@ -114,10 +123,11 @@ def compare(
             log(f"round {number + 1} of {rounds}")
             for process in rotated(processes, number):
                 turns[process.name].append(process.turn())
-    return [
-        Result(c.name, c.description, settings[c.name], tuple(turns[c.name]), peak, facts)
-        for c, (facts, peak) in zip(contenders, warm, strict=True)
-    ]
+    results = []
+    for c, (facts, peak) in zip(contenders, warm, strict=True):
+        setting, trials = chosen[c.name]
+        results.append(Result(c.name, c.description, setting, tuple(turns[c.name]), peak, facts, tuple(trials)))
+    return results
 
 
 T = TypeVar("T")
@@ -128,21 +138,18 @@ def rotated(things: Sequence[T], by: int) -> list[T]:
     return [*things[k:], *things[:k]]
 
 
-def tuned(contender: Contender, log: Log) -> Setting:
-    """The best setting: one knob after the other, each at the best of its values with the others as they are."""
-    best = contender.default
-    if all(len(values) == 1 for values in contender.choices.values()):
-        return best
+def tuned(contender: Contender, log: Log) -> tuple[Setting, list[tuple[Setting, Turn]]]:
+    """The best setting and the trials: one knob after the other, each at its best value with the others as they are."""
+    best, trials = contender.default, list[tuple[Setting, Turn]]()
     with _open_process(contender) as process:
-        turns = {_key(best): process.trial(best)}
         for knob, values in contender.choices.items():
             candidates = [best | {knob: value} for value in values]
             for setting in candidates:
-                if _key(setting) not in turns:
-                    turns[_key(setting)] = process.trial(setting)
-            best = candidates[best_turn([turns[_key(setting)] for setting in candidates])]
-        log(f"{contender.name}: {len(turns)} settings tried, best: {setting_text(best)}")
-    return best
+                if all(setting != tried for tried, _ in trials):
+                    trials.append((setting, process.trial(setting)))
+            best = candidates[best_turn([turn for c in candidates for tried, turn in trials if tried == c])]
+    log(f"{contender.name}: {len(trials)} settings tried, best: {setting_text(best)}")
+    return best, trials
 
 
 def best_turn(turns: Sequence[Turn]) -> int:
@@ -156,17 +163,14 @@ def setting_text(setting: Setting) -> str:
     return " ".join(f"{knob}={value}" for knob, value in setting.items())
 
 
-def _key(setting: Setting) -> tuple[tuple[str, Any], ...]:
-    return tuple(setting.items())
-
-
 class Process:
     """A contender's process, seen from the one that measures. A fresh interpreter, which imports its own alone."""
 
     def __init__(self, contender: Contender) -> None:
         self.name = contender.name
         ours, theirs = socket.socketpair()
-        code = f"from pipelines.bench import serve; serve({theirs.fileno()})"
+        path = f"import sys; sys.path[:] = {sys.path!r}"  # the same modules as here, wherever they lie
+        code = f"{path}; from pipelines.bench import serve; serve({theirs.fileno()})"
         self._process = subprocess.Popen([sys.executable, "-c", code], pass_fds=[theirs.fileno()])
         theirs.close()
         self._pipe = Connection(ours.detach())
@@ -178,12 +182,11 @@ class Process:
         self._until_rest()
 
     def trial(self, setting: Setting) -> Turn:
-        """A turn with this setting, after one that warms up."""
+        """Two turns with this setting, added up, after one that warms up."""
         self.open(setting)
-        self.turn()
-        turn = self.turn()
+        _, first, second = self.turn(), self.turn(), self.turn()
         self._ask("close")
-        return turn
+        return first + second
 
     def warm_up(self) -> tuple[dict[str, Any], int]:
         """(facts, peak bytes of memory) of a round."""
@@ -266,25 +269,25 @@ def serve(descriptor: int) -> None:
     """What a contender's process does until the other end of this socket closes: answers (failed, answer)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that measures hears of it, and closes its end
     pipe = Connection(descriptor)
-    begin = pipe.recv()
+    begin: Callable[..., Work] = pipe.recv()
     work: Work | None = None
     while True:
         try:
             command, argument = pipe.recv()
         except EOFError:
             break
+        answer: object = None
         try:
-            match command, work:
-                case "open", None:
-                    work, answer = begin(**argument), None
-                case "close", opened:
-                    opened.close()
-                    work = opened = answer = None
-                    gc.collect()
-                case "round", opened:
-                    answer = opened.round()
-                case "facts", opened:
-                    answer = opened.facts()
+            if command == "open":
+                work = begin(**argument)
+            elif work is None:
+                raise AssertionError(f"{command} before open")
+            elif command == "close":
+                work.close()
+                work = None
+                gc.collect()
+            else:
+                answer = work.round() if command == "round" else work.facts()
         except Exception as error:  # this process's edge: the reason is told where it is measured
             pipe.send((True, f"{type(error).__name__}: {first_line(error)}"))
         else:

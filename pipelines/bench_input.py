@@ -5,6 +5,7 @@ import os
 import tarfile
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -118,20 +119,18 @@ def _check_settings(scale: tuple[int, int], crop: int, rounds: int, only: Sequen
 
 def copy(data: DataSet, task: Task, shards: int) -> None:
     """The task's images as files, and as `shards` tar files or less."""
-    (task.copies / "files").mkdir()
-    (task.copies / "shards").mkdir()
-    tars = [tarfile.open(task.copies / "shards" / f"{i:04d}.tar", "w") for i in range(min(shards, task.images))]
-    row = 0
-    for group in range(len(data.manifest.group_rows)):
-        for image in data.read_group(group).encoded if row < task.images else ():
-            if row < task.images:
-                (task.copies / "files" / f"{row:06d}").write_bytes(image.tobytes())
-                entry = tarfile.TarInfo(f"{row:06d}.jpg")  # the name that webdataset's users give; Pillow looks inside
-                entry.size = len(image)
-                tars[row % len(tars)].addfile(entry, BytesIO(image.tobytes()))
-                row += 1
-    for tar in tars:
-        tar.close()
+    for folder in (task.copies / "files", task.copies / "shards"):
+        folder.mkdir()
+    groups = peers_dali.first_groups(data.manifest.group_rows, task.images)
+    encoded = (image.tobytes() for group, rows in enumerate(groups) for image in data.read_group(group).encoded[:rows])
+    with ExitStack() as stack:
+        files = [task.copies / "shards" / f"{i:04d}.tar" for i in range(min(shards, task.images))]
+        tars = [stack.enter_context(tarfile.open(file, "w")) for file in files]
+        for row, image in enumerate(encoded):
+            (task.copies / "files" / f"{row:06d}").write_bytes(image)
+            entry = tarfile.TarInfo(f"{row:06d}.jpg")  # webdataset goes by this ending; Pillow looks inside
+            entry.size = len(image)
+            tars[row % len(tars)].addfile(entry, BytesIO(image))
 
 
 def check(crop: int, images: int, facts: Sequence[tuple[str, dict[str, Any]]]) -> None:

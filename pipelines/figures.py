@@ -32,9 +32,7 @@ class Figures:
 
 
 def figures(result: Result, reference: Result) -> Figures:
-    ratios = [
-        mine.cpu_per_item / other.cpu_per_item for mine, other in zip(result.turns, reference.turns, strict=True)
-    ]
+    ratios = [mine.cpu_per_item / other.cpu_per_item for mine, other in zip(result.turns, reference.turns, strict=True)]
     return Figures(
         median(turn.items / turn.wall_seconds for turn in result.turns),
         1000 * median(turn.cpu_per_item for turn in result.turns),
@@ -100,7 +98,10 @@ def chart(results: Sequence[Result], items: str, title: str, file: Path) -> None
     names = [r.name for r in results]
     for axes, (label, turns) in zip(figure.subplots(1, 2, sharey=True), values.items(), strict=True):
         middle = [median(t) for t in turns]
-        spread = [[m - min(t) for m, t in zip(middle, turns, strict=True)], [max(t) - m for m, t in zip(middle, turns, strict=True)]]
+        spread = [
+            [m - min(t) for m, t in zip(middle, turns, strict=True)],
+            [max(t) - m for m, t in zip(middle, turns, strict=True)],
+        ]
         bars = axes.barh(names, middle, xerr=spread, color=["#c44e52"] + ["#4c72b0"] * (len(names) - 1), capsize=3)
         axes.bar_label(bars, [f"{m:.2f}" if m < 100 else f"{m:.0f}" for m in middle], padding=6)
         axes.margins(x=0.15)

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -59,7 +58,7 @@ class Stream:
         return sum(len(next(self._batches)) for _ in range(self._steps))
 
     def facts(self) -> dict[str, Any]:
-        """The images' shapes and types, and of whole tensors each channel's mean and deviation in grey levels."""
+        """How many images; of tensors also their kinds, and each channel's mean and deviation in grey levels."""
         kinds: set[str] = set()
         moments, images = torch.zeros(2, 3, dtype=torch.float64), 0
         for _ in range(self._steps):
@@ -68,6 +67,8 @@ class Stream:
             for image in batch if isinstance(batch, Tensor) else ():
                 kinds.add(f"{image.dtype} {tuple(image.shape)}".removeprefix("torch."))
                 moments += torch.stack([image.mean(dim=(1, 2)), image.square().mean(dim=(1, 2))])
+        if not kinds:
+            return {"images": images}
         mean, square = moments / images
         deviation = (square - mean.square()).sqrt() * self._task.pixel_std
         grey = mean * self._task.pixel_std + torch.tensor(self._task.mean)

@@ -1,4 +1,4 @@
-"""Contenders that run on DALI: ours, a plain pipeline as a user would write it, and what no input side on a CPU can beat."""
+"""Contenders that run on DALI: ours, a plain pipeline as users write it, and two limits, which only decode."""
 
 from collections.abc import Iterator
 from itertools import count
@@ -55,7 +55,9 @@ def plain_dali(task: Task, batch: int, threads: int, depth: int, feed: str) -> B
 def decoder(task: Task, batch: int, threads: int, depth: int) -> Batches:
     """The limit of all that decode whole images: nothing else, from memory."""
     encoded = _encoded(task)
-    graph = _whole(([encoded[i] for i in rows] for _, rows in _passes(task, batch)), **_options(task, batch, threads, depth))
+    graph = _whole(
+        ([encoded[i] for i in rows] for _, rows in _passes(task, batch)), **_options(task, batch, threads, depth)
+    )
     while True:
         yield graph.run()[0]
 

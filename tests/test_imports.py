@@ -11,7 +11,10 @@ HOMES = {
     "ray": {"cluster/launch.py", "cluster/worker.py"},
     "mlflow": {"cluster/track.py"},
     "yaml": {"jobs/schema.py"},
-    "nvidia": {"pipelines/audit.py", "pipelines/graphs.py", "pipelines/loader.py"},
+    "nvidia": {"pipelines/audit.py", "pipelines/graphs.py", "pipelines/loader.py", "pipelines/peers_dali.py"},
+    "matplotlib": {"pipelines/figures.py"},
+    "cv2": {"pipelines/peers.py"},
+    "webdataset": {"pipelines/peers.py"},
 }
 
 

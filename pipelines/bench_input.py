@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipelines import bench, peers, peers_dali
+from pipelines.augment import Ints
 from pipelines.bench import Contender, Log, Result
 from pipelines.errors import BenchError, DataError, SettingsError
 from pipelines.peers import Stream, Task
@@ -54,7 +55,7 @@ def run(
         task = Task(data.location.absolute, images, scale, crop, mean, _PIXEL_STD, 0, Path(copies))
         copy(data, task, -(-_SHARDS // cores) * cores)
         widths, heights = data.read_sizes(0, images)
-        found = contenders(task, int((widths * heights).max()), cores)
+        found = contenders(task, widths, heights, cores)
         chosen = [c for c in found if not only or c.name in (REFERENCE, *only)]
         for contender in chosen:
             if contender.missing:
@@ -67,15 +68,17 @@ NAMES = ("ours", "dali", "pil", "opencv", "webdataset", "decode", "regions")
 LIMITS = ("decode", "regions")
 
 
-def contenders(task: Task, largest_pixels: int, cores: int) -> list[Contender]:
-    """`largest_pixels`: of the largest image; it bounds the batches, since whole decoded images take memory."""
+def contenders(task: Task, widths: Ints, heights: Ints, cores: int) -> list[Contender]:
+    """`widths`, `heights`: of the task's images; the largest bounds the batches, since decoded images take memory."""
+    largest_pixels = int((widths * heights).max())
+    halved = bool(np.minimum(widths, heights).max() >= 2 * task.scale[0])  # some can be decoded to half their size
     batches = tuple(b for b in _BATCHES if task.images % b == 0) or (task.images,)
     batches = tuple(b for b in batches if b * largest_pixels * 3 <= _DECODED_BYTES) or (min(batches),)
     threads = tuple(sorted({cores, *(1 << k for k in range(cores.bit_length()))}, reverse=True))
     dali = {"batch": batches, "threads": threads, "depth": _DEPTHS}
     torch = {"batch": batches, "workers": threads, "depth": _DEPTHS}
     feed = {"feed": ("readers.file", "external_source")}
-    variant = {"variant": peers.OPENCV_VARIANTS}
+    variant = {"variant": peers.OPENCV_VARIANTS if halved else peers.OPENCV_VARIANTS[:-1]}
     rows: list[tuple[str, Any, dict[str, Any], tuple[str, ...]]] = [
         ("training batches from the Parquet data set", peers_dali.ours, {"batch": batches, "threads": threads}, ()),
         ("plain DALI on files", peers_dali.plain_dali, dali | feed, ()),

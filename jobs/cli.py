@@ -93,7 +93,26 @@ def _parser() -> argparse.ArgumentParser:
     for each in (folder, archives, files, digits):
         each.add_argument("--overwrite", action="store_true", help="replace what is there")
         each.add_argument("--strict", action="store_true", help="fail on files that would be left out")
+
+    bench = verbs.add_parser("bench", help="measure parts beside what one would otherwise take")
+    _input_arguments(bench.add_subparsers(required=True, metavar="PART").add_parser("input", help="making of batches"))
     return parser
+
+
+def _input_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Compares the making of training batches on the CPU with other ways to make the same."
+    parser.add_argument("data", metavar="DATASET", help="a prepared training set; its first images are taken")
+    parser.add_argument(
+        "--scale", type=int, nargs="+", default=[256, 512], metavar="S", help="S, or smallest and largest (256 512)"
+    )
+    parser.add_argument("--crop", type=int, default=224, help="the crop's side (default: 224)")
+    parser.add_argument("--rounds", type=int, default=5, help="that are measured (default: 5)")
+    parser.add_argument("--images", type=int, metavar="N", help="of a round, the same in each (default: up to 512)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="contenders beside ours (default: all)")
+    parser.add_argument("--no-tune", action="store_true", help="take default settings instead of each one's best")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that is measured")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="draw a chart")
+    parser.set_defaults(verb=_bench_input)
 
 
 def _job_arguments(parser: argparse.ArgumentParser) -> None:
@@ -213,6 +232,34 @@ def _check_png(path: Path) -> None:
         raise SettingsError(
             f"--output {path}: " + ("is a folder" if path.is_dir() else f"there is no folder {path.parent}")
         )
+
+
+def _bench_input(options: argparse.Namespace) -> None:
+    for file in (options.json, options.png):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise SettingsError(f"{file}: there is no folder {file.absolute().parent}")
+    if len(options.scale) > 2:
+        raise SettingsError("--scale takes one S, or the smallest and the largest")
+    from pipelines import bench_input, figures  # slow imports
+
+    scale = (options.scale[0], options.scale[-1])
+    results = bench_input.run(
+        options.data,
+        scale,
+        options.crop,
+        options.rounds,
+        options.images,
+        options.only,
+        not options.no_tune,
+        log=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    print(figures.table(results, "images"))
+    if options.json is not None:
+        settings = {"data": options.data, "scale": scale, "crop": options.crop, "tuned": not options.no_tune}
+        options.json.write_text(figures.record(results, settings))
+    if options.png is not None:
+        title = f"Training batches, S {' to '.join(map(str, options.scale))}, {figures.cpu_model()}"
+        figures.chart(results, "images", title, options.png)
 
 
 def _prepare_folder(options: argparse.Namespace) -> None:

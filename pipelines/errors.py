@@ -5,7 +5,8 @@
     ├── DataError          a data set that is missing, empty or broken
     ├── CheckpointError    a checkpoint that is missing, broken or of another net
     ├── ClusterError       the cluster cannot give what the job asks for
-    └── TrainingError      training that cannot go on, such as a loss that is not finite
+    ├── TrainingError      training that cannot go on, such as a loss that is not finite
+    └── BenchError         contenders that cannot be compared
 
 Everything that is found before work starts ends the command with status 2, what stops it later with 1.
 """
@@ -37,4 +38,8 @@ class ClusterError(VerydeepError):
 
 
 class TrainingError(VerydeepError):
+    exit_status = 1
+
+
+class BenchError(VerydeepError):
     exit_status = 1

@@ -11,8 +11,11 @@ HOMES = {
     "ray": {"cluster/launch.py", "cluster/worker.py"},
     "mlflow": {"cluster/track.py"},
     "yaml": {"jobs/schema.py"},
-    "matplotlib": {"pipelines/sheet.py"},
-    "nvidia": {"pipelines/audit.py", "pipelines/graphs.py", "pipelines/loader.py"},
+    "numba": {"pipelines/resample.py"},
+    "matplotlib": {"pipelines/figures.py", "pipelines/sheet.py"},
+    "nvidia": {"pipelines/audit.py", "pipelines/graphs.py", "pipelines/loader.py", "pipelines/peers_dali.py"},
+    "cv2": {"pipelines/peers.py"},
+    "webdataset": {"pipelines/peers.py"},
 }
 
 

@@ -105,6 +105,31 @@ def test_windows_hold_all_that_the_filter_reaches(data: st.DataObject) -> None:
     assert np.abs(whole[:, v : v + crop, u : u + crop] - same).max() < 0.02
 
 
+@given(st.integers(40, 300), st.integers(40, 300), st.integers(32, 64), st.integers(0, 2**32 - 1))
+def test_nothing_outside_a_crops_window_matters_to_pillow_either(
+    width: int, height: int, shorter: int, seed: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    pixels, other = generator.integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+    sizes = augment.rescaled(np.array([width]), np.array([height]), shorter)
+    corners = generator.integers(0, sizes - 32 + 1)
+    windows = augment.source_windows(sizes, corners, 32, np.array([width]), np.array([height]))
+    (y, x), (h, w) = windows.starts[0], windows.extents[0]
+    assert 0 <= y < y + h <= height
+    assert 0 <= x < x + w <= width
+    other[y : y + h, x : x + w] = pixels[y : y + h, x : x + w]
+    first, second = (by_pillow(image, sizes[0], corners[0]) for image in (pixels, other))
+    assert np.array_equal(first, second)
+
+
+def by_pillow(
+    pixels: NDArray[np.integer], size: NDArray[np.integer], corner: NDArray[np.integer]
+) -> NDArray[np.integer]:
+    y, x = corner
+    image = Image.fromarray(pixels).resize((int(size[1]), int(size[0])), Image.Resampling.BILINEAR)
+    return np.asarray(image)[y : y + 32, x : x + 32]
+
+
 def weights(n: int, size: int) -> NDArray[np.float64]:
     """(n, size): an antialiased linear filter as a matrix, written down as it is defined."""
     step = size / n

@@ -6,11 +6,13 @@ READY  := $(VENV)/.ready
 # Programs that the shell line `#!/usr/bin/env -S python -m jobs` starts must be those of the environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test check install constraints clean help
+.PHONY: demo test check soak bench install constraints clean help
 
 help:
 	@echo "make demo   the main job on an embedded data set: a few minutes on 2 cores, no GPU needed"
 	@echo "make test   ruff, mypy and the whole test suite"
+	@echo "make soak   the input over many epochs, on generated pictures or PHOTOS=FOLDER: some minutes"
+	@echo "make bench  the input beside its peers, on DATA=DATASET: some minutes for each S"
 
 demo: $(READY)
 	@$(BIN)/verydeep run jobs/demo.yaml
@@ -22,6 +24,14 @@ check: $(READY)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
+
+soak: $(READY)
+	@PHOTOS="$(PHOTOS)" $(BIN)/python -m pytest -s tests/soak/soak_input.py
+
+bench: $(READY)
+	@test -n "$(DATA)" || { echo "name a data set: make bench DATA=~/verydeep/data/mine/train" >&2; exit 2; }
+	@for scale in "256 512" 384 256; do \
+	   echo "S $$scale"; $(BIN)/verydeep bench input "$(DATA)" --scale $$scale || exit 1; done
 
 install: $(READY)
 

@@ -53,7 +53,8 @@ def evaluate_share(test: Evaluation, world: World, log: Log = lambda record: Non
     unreadable: set[int] = set()
     with torch.inference_mode():
         for scale in test.scales:
-            for batch in WholeBatches(data, scale, card.mean_rgb, card.pixel_std, STRIDE, world.seat):
+            batches = WholeBatches(data, scale, card.mean_rgb, card.pixel_std, STRIDE, world.seat)
+            for batch in batches:
                 rows = batch.rows - first
                 probabilities[rows] += dense_probabilities(dense, batch.images, test.mirror).cpu()
                 labels[rows] = batch.labels.cpu()
@@ -61,6 +62,7 @@ def evaluate_share(test: Evaluation, world: World, log: Log = lambda record: Non
                 unreadable |= {image.row for image in batch.replaced}
                 name_unreadable(batch, log)
                 log({"kind": "tested", "images": len(rows)})
+            batches.close()
     if not bool((seen == len(test.scales)).all()):
         raise TrainingError(f"{test.data}: {int((seen != len(test.scales)).sum())} images were not tested just once")
     probabilities /= len(test.scales)

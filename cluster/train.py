@@ -116,6 +116,7 @@ def train(stage: Stage, world: World, log: Log) -> Progress:
             }
         )
     batches.close()
+    checks.close()
     return progress
 
 

@@ -262,6 +262,7 @@ def serve(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that measures hears of it, and closes its end
     pipe = Connection(descriptor)
     begin: Callable[..., Work] = pipe.recv()
+    gc.freeze()  # as training's workers do: what was imported is not looked through again and again
     work: Work | None = None
     while True:
         try:

@@ -131,6 +131,9 @@ class ValidationBatches:
     def __iter__(self) -> Iterator[Batch]:
         return self._stream.run(range(len(self._plan)))
 
+    def close(self) -> None:
+        self._stream.close()
+
 
 class WholeBatches:
     """The worker's part of a data set as whole images of one shape a batch; can be iterated again and again.
@@ -165,6 +168,9 @@ class WholeBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         return self._stream.run(range(len(self._plan)))
+
+    def close(self) -> None:
+        self._stream.close()
 
 
 def shape_batches(sizes: Ints, first: int) -> list[Ints]:

@@ -18,6 +18,7 @@ from pipelines.location import Location, persistently
 from pipelines.schema import COLUMNS, INDEX_COLUMNS, MANIFEST, Manifest, Shard, checksum
 
 _AHEAD_BYTES = 128 << 20
+_READ_THREADS = 4  # they wait for Arrow's, or for the network
 
 
 @dataclass(frozen=True)
@@ -87,14 +88,10 @@ class DataSet:
     def read_group(self, group: int) -> RowGroup:
         """Raises DataError, naming the file."""
         place = self._place(group)
-        try:
-            table = persistently(place.read, place)
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{place} cannot be read: {first_line(error)}") from error
-        return _row_group(table, place)
+        return _row_group(place.read(), place)
 
     def read_sizes(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(widths, heights) of the rows first <= r < last, without reading the images."""
+        """(widths, heights) of the rows first <= r < last, without reading the images. Raises DataError."""
         if first >= last:
             return np.empty(0, np.int64), np.empty(0, np.int64)
         if self._index is not None:
@@ -102,7 +99,8 @@ class DataSet:
         else:
             groups = range(int(self.groups_of(np.array([first]))[0]), int(self.groups_of(np.array([last - 1]))[0]) + 1)
             places = [replace(self._place(group), columns=["width", "height"]) for group in groups]
-            tables = [persistently(place.read, place) for place in places]
+            with ThreadPoolExecutor(_READ_THREADS) as pool:
+                tables = list(pool.map(_Place.read, places))
             table = pa.concat_tables(tables).slice(first - int(self.group_starts[groups[0]]), last - first)
         return table["width"].to_numpy().astype(np.int64), table["height"].to_numpy().astype(np.int64)
 
@@ -170,6 +168,13 @@ class _Place:
         return f"{self.file}: row group {self.group}"
 
     def read(self) -> pa.Table:
+        """Raises DataError."""
+        try:
+            return persistently(self._read, self)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{self} cannot be read: {first_line(error)}") from error
+
+    def _read(self) -> pa.Table:
         with self.file.filesystem.open_input_file(self.file.path) as stream:
             file = pq.ParquetFile(stream, metadata=self.footers.get(self.file.path), pre_buffer=True)
             self.footers[self.file.path] = file.metadata
@@ -217,7 +222,7 @@ class ReadAhead:
     Bound: the groups of `needed` and 128 MiB of others, or one if groups are larger.
     """
 
-    def __init__(self, data: DataSet, threads: int = 4) -> None:
+    def __init__(self, data: DataSet, threads: int = _READ_THREADS) -> None:
         self._data = data
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read-ahead")
         self._groups: dict[int, Future[RowGroup]] = {}

@@ -13,6 +13,7 @@ from pipelines import augment, reference
 from pipelines.augment import Recipe, rescaled
 from pipelines.loader import Seat, TrainingBatches, ValidationBatches, WholeBatches
 from pipelines.order import Order
+from pipelines.schema import Statistics
 from pipelines.shards import DataSet
 
 CPU = torch.device("cpu")
@@ -57,22 +58,38 @@ def test_training_crops_are_those_of_the_reference(picture_set: DataSet, scale: 
     assert 0.3 < flipped / seen < 0.7
 
 
-def test_batches_are_the_same_for_any_number_of_workers_and_from_any_step(picture_set: DataSet) -> None:
-    r = recipe(picture_set, (32, 64))
-    order = Order(picture_set.manifest.group_rows, 14, 3)
-    last = 2 * order.steps_per_epoch
+def steps(data: DataSet, world: int, threads: int, first: int, last: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(rows, images) of each step's global batch."""
+    order = Order.of(data.manifest, 14, 3)
+    seats = [Seat(rank, world, CPU, threads) for rank in range(world)]
+    parts = [list(TrainingBatches(data, order, recipe(data, (32, 64)), seat, first, last)) for seat in seats]
+    return [(torch.cat([b.rows for b in s]), torch.cat([b.images for b in s])) for s in zip(*parts, strict=True)]
 
-    def images(rank: int, world: int, first: int) -> list[torch.Tensor]:
-        return [
-            b.images.clone() for b in TrainingBatches(picture_set, order, r, Seat(rank, world, CPU, 1), first, last)
-        ]
 
-    alone = images(0, 1, 0)
-    shared = [images(rank, 3, 0) for rank in range(3)]
-    later = images(0, 1, 5)
-    for step in range(last):
-        assert torch.equal(torch.cat([s[step] for s in shared]), alone[step])
-    assert all(torch.equal(a, b) for a, b in zip(later, alone[5:], strict=True))
+@pytest.mark.parametrize(("world", "threads", "first"), [(2, 1, 0), (3, 2, 0), (8, 1, 0), (1, 2, 7), (3, 1, 4)])
+def test_batches_are_the_same_bit_for_bit_on_any_number_of_workers_and_from_any_step(
+    picture_set: DataSet, world: int, threads: int, first: int
+) -> None:
+    last = 2 * Order.of(picture_set.manifest, 14, 3).steps_per_epoch
+    alone = steps(picture_set, 1, 1, 0, last)
+    for (rows, images), (same_rows, same) in zip(
+        alone[first:], steps(picture_set, world, threads, first, last), strict=True
+    ):
+        assert torch.equal(rows, same_rows)
+        assert torch.equal(images, same)
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1), st.lists(st.integers(0, 2**40), min_size=1, max_size=40))
+def test_a_rows_draws_depend_on_nothing_but_seed_epoch_and_row(seed: int, epoch: int, rows: list[int]) -> None:
+    statistics = Statistics((1.0, 2.0, 3.0), ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)), (3.0, 2.0, 1.0))
+    r = Recipe((256, 512), 224, True, 0.1, 1.0, statistics)
+    sides = np.array(rows) % 700 + 1, np.array(rows) % 500 + 1
+    together = augment.training_draws(r, seed, epoch, np.array(rows), *sides)
+    for i in range(len(rows)):
+        one = slice(i, i + 1)
+        alone = augment.training_draws(r, seed, epoch, np.array(rows[one]), sides[0][one], sides[1][one])
+        for name in ("sizes", "corners", "flips", "subtract"):
+            assert np.array_equal(getattr(alone, name)[0], getattr(together, name)[i])
 
 
 def test_validation_sees_each_middle_crop_once_in_each_pass(picture_set: DataSet) -> None:

@@ -1,0 +1,85 @@
+"""The input side over many epochs: `make soak`, on generated pictures, or `make soak PHOTOS=FOLDER` on one's own.
+
+PHOTOS is a folder of folders of images, as for `verydeep prepare folder`.
+"""
+
+import os
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines import sources
+from pipelines.augment import Recipe
+from pipelines.loader import Seat, TrainingBatches
+from pipelines.order import Order
+from pipelines.prepare import prepare
+from pipelines.shards import DataSet
+from tests.conftest import encoded
+
+_EPOCHS = 20
+_WARM_EPOCHS = 2  # buffers grow to the size of the largest batch that has come
+_BATCH = 128
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    root = tmp_path_factory.mktemp("soak")
+    photos = os.environ.get("PHOTOS")
+    if not photos:
+        photos = str(root / "source")
+        rng = np.random.default_rng(0)
+        for i in range(1500):
+            folder = Path(photos) / f"class-{i % 10}"
+            folder.mkdir(parents=True, exist_ok=True)
+            width, height = (int(side) for side in rng.integers(200, 900, 2))
+            (folder / f"{i}.jpg").write_bytes(encoded(width, height, i, "JPEG"))
+    prepare(sources.folder(photos), root / "train")
+    return DataSet.open(str(root / "train"))
+
+
+def batches(data: DataSet, first: int, last: int) -> TrainingBatches:
+    assert data.manifest.statistics is not None
+    recipe = Recipe((256, 512), 224, True, 0.1, 1.0, data.manifest.statistics)
+    seat = Seat(0, 1, torch.device("cpu"), os.cpu_count() or 1)
+    return TrainingBatches(data, Order.of(data.manifest, _BATCH, 1), recipe, seat, first, last)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_memory_stays_flat(data: DataSet) -> None:
+    steps = Order.of(data.manifest, _BATCH, 1).steps_per_epoch
+    loader = batches(data, 0, _EPOCHS * steps)
+    most, seen = [], 0
+    for step, batch in enumerate(loader):
+        if step % steps == 0:
+            most.append(0)
+        seen += len(batch.rows)
+        most[-1] = max(most[-1], resident_bytes())
+    loader.close()
+    assert seen == _EPOCHS * data.rows
+    print("peak MiB by epoch:", " ".join(f"{m >> 20}" for m in most), f"; rows read per row used {loader.read_per_used}")
+    assert max(most) <= 1.05 * max(most[:_WARM_EPOCHS])
+
+
+def test_starting_at_any_step_costs_what_starting_at_the_first_does(data: DataSet) -> None:
+    steps = Order.of(data.manifest, _BATCH, 1).steps_per_epoch
+    places = {"first": 0, "middle": steps // 2, "far": 1000 * steps + steps // 2}
+    seconds: dict[str, list[float]] = {name: [] for name in places}
+    for turn in range(8):
+        for name, step in places.items():
+            began = time.process_time()
+            loader = batches(data, step, step + 4)
+            assert sum(len(batch.rows) for batch in loader) > 0
+            loader.close()
+            if turn:
+                seconds[name].append(time.process_time() - began)
+    medians = {name: statistics.median(each) for name, each in seconds.items()}
+    print("CPU seconds for four batches:", medians)
+    assert medians["middle"] <= 1.2 * medians["first"]
+    assert medians["far"] <= 1.2 * medians["first"]

@@ -200,7 +200,9 @@ def _stream(order: Order, epoch: int, number: int) -> _Stream:
     _, ends = _line(order, epoch)
     inner = ends[np.searchsorted(ends, begin, side="right") : np.searchsorted(ends, end)]
     window = order.held // k
-    phase = window * int(_bit_reversed(k)[number]) // k  # so that streams do not change windows all at once
+    phase = max(window * (int(_bit_reversed(k)[number]) + 1) // k - 1, 0)  # streams do not change windows all at once
+    if len(order.group_rows) <= order.held:
+        inner = inner[:0]  # one window for all
     return _Stream(order, epoch, number, np.concatenate([[begin], inner[phase::window], [end]]))
 
 

@@ -80,6 +80,13 @@ def test_windows_hold_no_more_row_groups_than_they_may(order: Order, step: int) 
     assert len(order.groups(step, 0, 1)) <= order.streams * width * (2 + rows // smallest)
 
 
+@pytest.mark.parametrize("groups", [1, 8, 20, 64])
+def test_a_small_set_sorted_by_class_is_mixed_from_the_first_batch_on(groups: int) -> None:
+    order = Order((80,) * groups, 10 * groups, 7)
+    classes = order.share(0, 0, 1) * 8 // order.rows  # eight, one behind the other
+    assert len(set(classes.tolist())) >= 4
+
+
 def test_streams_are_shuffled_and_mixed() -> None:
     order = Order((76,) * 640, 256, 3)
     assert order.streams == 64

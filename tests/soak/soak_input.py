@@ -3,14 +3,17 @@
 PHOTOS is a folder of folders of images, as for `verydeep prepare folder`.
 """
 
+import io
 import os
 import statistics
 import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 
 from pipelines import sources
 from pipelines.augment import Recipe
@@ -18,6 +21,7 @@ from pipelines.loader import Seat, TrainingBatches
 from pipelines.order import Order
 from pipelines.prepare import prepare
 from pipelines.shards import DataSet
+from pipelines.sources import Source
 from tests.conftest import encoded
 
 _EPOCHS = 20
@@ -63,8 +67,41 @@ def test_memory_stays_flat(data: DataSet) -> None:
         most[-1] = max(most[-1], resident_bytes())
     loader.close()
     assert seen == _EPOCHS * data.rows
-    print("peak MiB by epoch:", " ".join(f"{m >> 20}" for m in most), f"; rows read per row used {loader.read_per_used}")
+    print(
+        "peak MiB by epoch:", " ".join(f"{m >> 20}" for m in most), f"; rows read per row used {loader.read_per_used}"
+    )
     assert max(most) <= 1.05 * max(most[:_WARM_EPOCHS])
+
+
+def test_arrow_holds_no_more_than_the_bound(tmp_path: Path) -> None:
+    """On a set of 1.5 GB: windows, what is read ahead, and what the batches inside DALI refer to."""
+    pictures = [encoded_of(100_000, seed) for seed in range(50)]
+    names = tuple(f"{i}.jpg" for i in range(20_000))
+    sizes = np.array([len(pictures[i % 50]) for i in range(len(names))])
+    source = Source("generated", ("a",), names, np.zeros(len(names), np.int64), sizes, lambda i: pictures[i % 50])
+    prepare(source, tmp_path / "train")
+    data = DataSet.open(str(tmp_path / "train"))
+    order = Order.of(data.manifest, _BATCH, 1)
+    assert len(data.manifest.group_rows) > 2 * order.held
+    group = max(data.manifest.group_rows) * float(sizes.max())
+    before, most = pa.total_allocated_bytes(), 0
+    loader = batches(data, 0, order.steps_per_epoch)
+    for _ in loader:
+        most = max(most, pa.total_allocated_bytes() - before)
+    loader.close()
+    in_dali = 3 * order.held / order.streams * group  # of windows that ended in the last three batches
+    bound = order.held * group + (128 << 20) + in_dali
+    print(f"Arrow held {most >> 20} MiB at most, bound {int(bound) >> 20} MiB, set {int(sizes.sum()) >> 20} MiB")
+    assert most <= bound
+
+
+def encoded_of(size: int, seed: int) -> bytes:
+    """A JPEG of about so many bytes."""
+    picture = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (260, 320, 3), dtype=np.uint8))
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=90)
+    assert 0.5 * size < out.tell() < 2 * size
+    return out.getvalue()
 
 
 def test_starting_at_any_step_costs_what_starting_at_the_first_does(data: DataSet) -> None:

@@ -16,10 +16,10 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from nvidia.dali import fn, pipeline_def, types
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
+from pipelines import graphs
 from pipelines.errors import first_line
 
 # Pillow's names of the formats that are shown to DALI's decoder, which has the last word on each file.
@@ -148,31 +148,14 @@ Decoded = tuple[int, int, Colours | None]  # width, height
 
 def _decoded(encoded: Sequence[bytes], colours: bool) -> list[Decoded | None]:
     """By DALI's CPU decoder; None for an image that it does not take."""
-    pixels = _run(encoded)
-    if pixels is None and len(encoded) == 1:
-        return [None]
-    if pixels is None:
+    try:
+        pixels = graphs.pixels([np.frombuffer(image, np.uint8) for image in encoded])
+    except graphs.Refused:
+        if len(encoded) == 1:
+            return [None]
         half = len(encoded) // 2
         return _decoded(encoded[:half], colours) + _decoded(encoded[half:], colours)
     return [(p.shape[1], p.shape[0], _colours(p) if colours else None) for p in pixels]
-
-
-@pipeline_def
-def _decoder(encoded: list[NDArray[np.uint8]]):  # type: ignore[no-untyped-def]
-    files = fn.external_source(source=lambda: encoded, batch=True, dtype=types.UINT8)
-    return fn.decoders.image(files, device="cpu", output_type=types.RGB, adjust_orientation=False)
-
-
-def _run(encoded: Sequence[bytes]) -> list[NDArray[np.uint8]] | None:
-    """The pixels, (H, W, 3) each, or None if one of the images cannot be decoded."""
-    arrays = [np.frombuffer(image, np.uint8) for image in encoded]
-    pipeline = _decoder(arrays, batch_size=len(arrays), num_threads=1, device_id=None, prefetch_queue_depth=1)
-    try:
-        pipeline.build()
-        (output,) = pipeline.run()
-    except RuntimeError:  # a failed pipeline cannot be used again: hence one for each try
-        return None
-    return [np.array(output[i]) for i in range(len(arrays))]
 
 
 def _colours(pixels: NDArray[np.uint8]) -> Colours:

@@ -7,7 +7,7 @@ operators; on the CPU a crop's resampling is `resample`'s.
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from pipelines import resample
 from pipelines.augment import Draws, Ints, Windows
 from pipelines.errors import first_line
 
+_LARGEST_SIDE = 1 << 24  # pixels; beyond what any format has
+
+R = TypeVar("R")
 Encoded = list[NDArray[np.uint8]]
 Floats = NDArray[np.float32]
 Places = NDArray[np.int32]
@@ -79,13 +82,29 @@ def wholes(
     return _wholes(source, list(mean), pixel_std, device_id is not None, **_options(batch, threads, device_id))
 
 
+class Refused(Exception):
+    """Why the decoder does not take an image of a batch."""
+
+
+def pixels(encoded: Encoded) -> list[NDArray[np.uint8]]:
+    """The images as they are decoded on the CPU, (height, width, 3) each. Raises Refused."""
+    n = len(encoded)
+    whole = np.zeros((n, 2), np.int32), np.full((n, 2), _LARGEST_SIDE, np.int32)
+    return _run_decoder(encoded, *whole, 1, None, lambda output: [np.array(output[i]) for i in range(n)])
+
+
 def refused(encoded: Encoded, windows: Windows, threads: int, device_id: int | None) -> dict[int, str]:
     """The positions of the images whose windows the decoder does not take, and why."""
     n = len(encoded)
-    if not n or (reason := _refusal(encoded, windows, threads, device_id)) is None:
+    if not n:
         return {}
-    if n == 1:
-        return {0: reason}
+    try:
+        _run_decoder(*_places(encoded, windows)[:3], threads, device_id, lambda output: None)
+    except Refused as refusal:
+        if n == 1:
+            return {0: str(refusal)}
+    else:
+        return {}
     found: dict[int, str] = {}
     for half in (slice(None, n // 2), slice(n // 2, None)):
         for i, why in refused(encoded[half], windows[half], threads, device_id).items():
@@ -104,17 +123,27 @@ def stop(graph: Pipeline) -> None:
     graph._shutdown()
 
 
-def _refusal(encoded: Encoded, windows: Windows, threads: int, device_id: int | None) -> str | None:
-    inputs = _places(encoded, windows)[:3]
+def _run_decoder(
+    encoded: Encoded,
+    starts: Places,
+    extents: Places,
+    threads: int,
+    device_id: int | None,
+    use: Callable[[Any], R],
+) -> R:
+    """What `use` makes of the decoded windows of one batch. Raises Refused."""
     options = {**_options(len(encoded), threads, device_id), "prefetch_queue_depth": 1}
-    graph = _decoder(lambda: inputs, device_id is not None, **options)
+    graph = _decoder(lambda: (encoded, starts, extents), device_id is not None, **options)
     try:
-        graph.run()
+        (output,) = graph.run()
+        return use(output)
     except RuntimeError as error:
-        return first_line(RuntimeError(str(error).partition("encountered:")[2] or str(error)))
+        if not is_refusal(error):
+            raise
+        reason = str(error).partition("encountered:")[2] or str(error)
+        raise Refused(first_line(RuntimeError(reason)).rstrip(" :")) from error
     finally:
         stop(graph)
-    return None
 
 
 def _options(batch: int, threads: int, device_id: int | None) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Optimiser, metrics, checkpoints and the loop, in one process."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from cluster.settings import ClusterSettings, Plateau, StageSettings
 from cluster.train import Stage, train
 from cluster.world import World
 from pipelines.errors import CheckpointError, ClusterError, TrainingError
+from pipelines.shards import DataSet
+from tests.pipelines.test_loader import damage
 
 
 def settings(**changes: object) -> StageSettings:
@@ -134,3 +137,37 @@ def test_workers_get_what_the_cluster_has_or_a_clear_refusal() -> None:
         fit([Node(8, 0)], workers=9)
     with pytest.raises(ClusterError, match="1 CPU and 1 GPU each"):
         fit([Node(8, 1)], workers=2, gpus_per_worker=1, cpus_per_worker=1)
+
+
+@pytest.fixture
+def damaged(digits: tuple[str, str], tmp_path: Path) -> tuple[str, str]:
+    """The digits, of which three to train on and one to validate with are no images any more."""
+    training = damage(DataSet.open(digits[0]), tmp_path / "data-train", dict.fromkeys((5, 60, 200), b"no image"))
+    validation = damage(DataSet.open(digits[1]), tmp_path / "data-val", {3: b"no image"})
+    (tmp_path / "stage").mkdir()
+    return str(training.location), str(validation.location)
+
+
+def test_images_that_cannot_be_decoded_are_counted_and_named_and_do_no_harm(
+    damaged: tuple[str, str], tmp_path: Path
+) -> None:
+    records: list[dict[str, Any]] = []
+    stage = Stage("a", settings(max_unreadable=0.0104), *damaged, tmp_path / "stage")
+    progress = train(stage, World.single(), records.append)
+    assert [epoch.unreadable for epoch in progress.epochs] == [3, 3]
+    named = [record["name"] for record in records if record["kind"] == "unreadable"]
+    assert len(named) == 2 * (3 + 1)
+    assert len(set(named)) == 4
+    tested = evaluate.evaluate_share(
+        Evaluation(checkpoint.path_of(tmp_path / "stage", 1), damaged[1], (32, 40), mirror=False), World.single()
+    )
+    assert (tested.images, tested.unreadable) == (97, 1)
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.009, "3 of 300 images"), (0.0101, "1 of 97 images")])
+def test_too_many_of_them_end_the_run_with_a_line(
+    damaged: tuple[str, str], tmp_path: Path, share: float, told: str
+) -> None:
+    stage = Stage("a", settings(max_unreadable=share), *damaged, tmp_path / "stage")
+    with pytest.raises(TrainingError, match=rf"{told} cannot be decoded, more than max_unreadable \({share:g}\)"):
+        train(stage, World.single(), lambda record: None)

@@ -60,9 +60,13 @@ def test_pixels_are_those_of_the_whole_image_rescaled(kind: str, options: dict[s
     original = photograph(1037, 811, kind, **options)
     small = opened(shrunk(original, Shrink(side, quality=100)))
     expected = opened(original).convert("RGB").resize(small.size, Image.Resampling.LANCZOS)
-    difference = np.abs(np.asarray(small).astype(int) - np.asarray(expected).astype(int))
-    assert np.quantile(difference, 0.99) <= 3
-    assert difference.mean() < 1.0
+    # Colours are kept at half resolution, so that a shift of one pixel would show in brightness.
+    brightness = np.abs(np.asarray(small.convert("L")).astype(int) - np.asarray(expected.convert("L")).astype(int))
+    assert np.quantile(brightness, 0.99) <= 4
+    assert brightness.mean() < 1.0
+    eighth = (small.width // 8, small.height // 8)
+    colours = [np.asarray(image.resize(eighth, Image.Resampling.BOX)).astype(int) for image in (small, expected)]
+    assert np.abs(colours[0] - colours[1]).mean() < 2.0
 
 
 @pytest.mark.parametrize("kind", ["CMYK", "L", "LA", "P", "RGBA", "1"])
@@ -137,9 +141,9 @@ def test_another_size_or_quality_is_another_data_set(
 ) -> None:
     command = ["prepare", "folder", str(pictures), str(tmp_path / "d"), "--shorter-side", "50"]
     assert cli.main(command) == 0
-    assert cli.main([*command, "--quality", "95"]) == 0
+    assert cli.main([*command, "--quality", "90"]) == 0
     assert "prepared already, 60 images" in capsys.readouterr().out
-    assert cli.main([*command, "--quality", "90"]) == 2
+    assert cli.main([*command, "--quality", "95"]) == 2
     assert cli.main([*command[:-1], "51"]) == 2
     assert cli.main(command[:-2]) == 2
     assert capsys.readouterr().err.count("is there already; choose another place") == 3

@@ -33,7 +33,8 @@ def persistently(read: Callable[[], R], what: object) -> R:
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(_passing),
         stop=tenacity.stop_after_attempt(_ATTEMPTS),
-        wait=tenacity.wait_exponential_jitter(_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS, jitter=_FIRST_WAIT_SECONDS),
+        wait=tenacity.wait_exponential(_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS)
+        + tenacity.wait_random(0, _FIRST_WAIT_SECONDS),
         before_sleep=tell,
         reraise=True,
     )

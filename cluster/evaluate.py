@@ -1,6 +1,7 @@
 """The paper's tests (section 3.2): the net over whole images, scores averaged over space, probabilities over mirror
 images and scales."""
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,16 +54,15 @@ def evaluate_share(test: Evaluation, world: World, log: Log = lambda record: Non
     unreadable: set[int] = set()
     with torch.inference_mode():
         for scale in test.scales:
-            batches = WholeBatches(data, scale, card.mean_rgb, card.pixel_std, STRIDE, world.seat)
-            for batch in batches:
-                rows = batch.rows - first
-                probabilities[rows] += dense_probabilities(dense, batch.images, test.mirror).cpu()
-                labels[rows] = batch.labels.cpu()
-                seen[rows] += 1
-                unreadable |= {image.row for image in batch.replaced}
-                name_unreadable(batch, log)
-                log({"kind": "tested", "images": len(rows)})
-            batches.close()
+            with closing(WholeBatches(data, scale, card.mean_rgb, card.pixel_std, STRIDE, world.seat)) as batches:
+                for batch in batches:
+                    rows = batch.rows - first
+                    probabilities[rows] += dense_probabilities(dense, batch.images, test.mirror).cpu()
+                    labels[rows] = batch.labels.cpu()
+                    seen[rows] += 1
+                    unreadable |= {image.row for image in batch.replaced}
+                    name_unreadable(batch, log)
+                    log({"kind": "tested", "images": len(rows)})
     if not bool((seen == len(test.scales)).all()):
         raise TrainingError(f"{test.data}: {int((seen != len(test.scales)).sum())} images were not tested just once")
     probabilities /= len(test.scales)

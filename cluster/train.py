@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from pipelines import keys
 from pipelines.augment import Recipe
 from pipelines.errors import TrainingError
 from pipelines.keys import Purpose
-from pipelines.loader import Batch, TrainingBatches, ValidationBatches
+from pipelines.loader import TrainingBatches, ValidationBatches
 from pipelines.order import Order
+from pipelines.schema import Manifest, Statistics
 from pipelines.shards import DataSet
+from pipelines.stream import Batch
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -48,76 +51,71 @@ def train(stage: Stage, world: World, log: Log) -> Progress:
     """Trains to the end, from the newest checkpoint if there is one. Every worker calls it; only rank 0 writes."""
     s = stage.settings
     training, validation = DataSet.open(stage.training_data), DataSet.open(stage.validation_data)
-    assert training.manifest.statistics is not None
-    recipe = Recipe(s.scale, s.input_size, s.flip, s.colour_shift, s.pixel_std, training.manifest.statistics)
-    middle = Recipe((s.test_scale,) * 2, s.input_size, False, 0.0, s.pixel_std, recipe.statistics)
     order = Order.of(training.manifest, s.batch, s.seed)
-    card = Card(
-        s.net,
-        training.manifest.classes,
-        s.input_size,
-        s.width,
-        recipe.statistics.mean_rgb,
-        s.pixel_std,
-        s.scale,
-        s.flip,
-    )
+    card = _card(s, training.manifest)
     net, optimiser, progress = _begin(stage, card, world)
-    model = exchange.parallel(net, world)
-    checks = ValidationBatches(validation, middle, world.seat)
-    batches = TrainingBatches(
-        training,
-        order,
-        recipe,
-        world.seat,
-        len(progress.epochs) * order.steps_per_epoch,
-        s.epochs * order.steps_per_epoch,
-    )
-    stream = iter(batches)
-    meter = Meter(world)
-    while not _over(progress, s):
-        number = len(progress.epochs)
-        rate = optimise.schedule(progress.accuracies, s.plateau).rate(s.learning_rate, s.plateau.factor)
-        optimise.set_rate(optimiser, rate)
-        torch.manual_seed(_dropout_seed(s.seed, number, world.rank))
-        started = time.monotonic()
-        report = _reporter(stage, number, rate, started, log)
-        totals = _epoch(model, optimiser, stream, order, meter, s.max_unreadable, report, log)
-        seconds = time.monotonic() - started
-        checked = validate(net, checks, meter, validation.rows, log)
-        _check_readable(checked, validation.rows, s.max_unreadable)
-        log({"kind": "reading", "epoch": number + 1, "rank": world.rank, "read_per_used": batches.read_per_used})
-        progress.epochs.append(
-            Epoch(
-                loss=totals.loss,
-                accuracy=totals.accuracy,
-                validation_loss=checked.loss,
-                validation_accuracy=checked.accuracy,
-                validation_accuracy5=checked.accuracy5,
-                learning_rate=rate,
-                images_per_second=totals.images / seconds,
-                seconds=time.monotonic() - started,
-                unreadable=totals.unreadable,
-            )
-        )
-        if world.rank == 0:
-            checkpoint.save(
-                stage.folder,
-                Checkpoint(card, net.state_dict(), optimiser.state_dict(), progress, s.model_dump(by_alias=True)),
-            )
-            checkpoint.prune(stage.folder, {progress.best, number + 1})
-        log(
-            {
-                "kind": "epoch",
-                "stage": stage.name,
-                "epoch": number + 1,
-                "epochs": s.epochs,
-                **asdict(progress.epochs[-1]),
-            }
-        )
-    batches.close()
-    checks.close()
+    model, meter = exchange.parallel(net, world), Meter(world)
+    first, last = (epochs * order.steps_per_epoch for epochs in (len(progress.epochs), s.epochs))
+    recipe, middle = _recipes(s, training.manifest)
+    with (
+        closing(TrainingBatches(training, order, recipe, world.seat, first, last)) as batches,
+        closing(ValidationBatches(validation, middle, world.seat)) as checks,
+    ):
+        stream = iter(batches)
+        while not _over(progress, s):
+            number = len(progress.epochs)
+            rate = optimise.schedule(progress.accuracies, s.plateau).rate(s.learning_rate, s.plateau.factor)
+            optimise.set_rate(optimiser, rate)
+            torch.manual_seed(_dropout_seed(s.seed, number, world.rank))
+            started = time.monotonic()
+            report = _reporter(stage, number, rate, started, log)
+            totals = _epoch(model, optimiser, stream, order, meter, s.max_unreadable, report, log)
+            trained = time.monotonic()
+            checked = validate(net, checks, meter, validation.rows, log)
+            _check_readable(checked, validation.rows, s.max_unreadable)
+            epoch = _result(totals, checked, rate, trained - started, time.monotonic() - started)
+            progress.epochs.append(epoch)
+            if world.rank == 0:
+                settings = s.model_dump(by_alias=True)
+                saved = Checkpoint(card, net.state_dict(), optimiser.state_dict(), progress, settings)
+                checkpoint.save(stage.folder, saved)
+                checkpoint.prune(stage.folder, {progress.best, number + 1})
+            log({"kind": "epoch", "stage": stage.name, "epoch": number + 1, "epochs": s.epochs, **asdict(epoch)})
+            log({"kind": "reading", "epoch": number + 1, "rank": world.rank, "read_per_used": batches.read_per_used})
     return progress
+
+
+def _card(s: StageSettings, training: Manifest) -> Card:
+    mean = _statistics(training).mean_rgb
+    return Card(s.net, training.classes, s.input_size, s.width, mean, s.pixel_std, s.scale, s.flip)
+
+
+def _recipes(s: StageSettings, training: Manifest) -> tuple[Recipe, Recipe]:
+    """What is done to images that are trained on, and to those that are validated with."""
+    statistics = _statistics(training)
+    return (
+        Recipe(s.scale, s.input_size, s.flip, s.colour_shift, s.pixel_std, statistics),
+        Recipe((s.test_scale,) * 2, s.input_size, False, 0.0, s.pixel_std, statistics),
+    )
+
+
+def _statistics(training: Manifest) -> Statistics:
+    assert training.statistics is not None  # of a job's training set, which was checked
+    return training.statistics
+
+
+def _result(totals: Totals, checked: Totals, rate: float, training_seconds: float, seconds: float) -> Epoch:
+    return Epoch(
+        loss=totals.loss,
+        accuracy=totals.accuracy,
+        validation_loss=checked.loss,
+        validation_accuracy=checked.accuracy,
+        validation_accuracy5=checked.accuracy5,
+        learning_rate=rate,
+        images_per_second=totals.images / training_seconds,
+        seconds=seconds,
+        unreadable=totals.unreadable,
+    )
 
 
 def _over(progress: Progress, s: StageSettings) -> bool:

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipelines.loader import Seat
+from pipelines.stream import Seat
 
 
 @dataclass(frozen=True)

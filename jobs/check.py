@@ -12,9 +12,10 @@ from jobs.store import StageFolder, Store
 from pipelines import sources
 from pipelines.errors import DataError, SettingsError
 from pipelines.prepare import prepare
+from pipelines.schema import VERSION
 from pipelines.shards import DataSet
 
-_DIGITS = "digits-v1"  # raised when they are drawn in another way
+_DIGITS = f"digits-v1.{VERSION}"  # the first number rises when they are drawn in another way
 
 
 @dataclass(frozen=True)

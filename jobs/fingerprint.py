@@ -14,6 +14,7 @@ def stage_key(settings: dict[str, Any], training: str, validation: str, start: s
     stage, or the hash of the file, that it starts from."""
     # Which stage it starts from is told by that stage's key; its name changes nothing.
     settings = {**settings, "init": {k: v for k, v in settings["init"].items() if k != "from"}}
+    settings.pop("max_unreadable", None)  # it ends a run, and changes none
     content = {
         "recipe": RECIPE_VERSION,
         "settings": settings,

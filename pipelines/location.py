@@ -1,7 +1,9 @@
 """A place on a local disk or in an object store, through `pyarrow.fs`."""
 
+import errno
 import logging
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +17,27 @@ from pipelines.errors import DataError, first_line
 
 _ATTEMPTS, _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 8, 0.5, 30  # a minute in all
 
+_PASSING = {
+    getattr(errno, name)
+    for name in ("EAGAIN", "EBUSY", "EINTR", "EIO", "EPIPE", "EREMOTEIO", "ESTALE", "ETIMEDOUT", "ECONNABORTED")
+    + ("ECONNREFUSED", "ECONNRESET", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH")
+}
+_NETWORK = ("AWS Error", "curl", "onnect", "imed out", "imeout", "nreachable", "esolve", "google::cloud", "HTTP")
+
 log = logging.getLogger(__name__)
 R = TypeVar("R")
 
 
-def persistently(read: Callable[[], R], what: object) -> R:
+def persistently(read: Callable[[], R], what: object, given_up: threading.Event | None = None) -> R:
     """What `read` returns, which is called again, at growing intervals, while the network or the server fails.
 
-    Raises OSError: what is named `what` is not there, may not be read, or cannot be reached for a minute.
+    Raises OSError: what is named `what` is not there, may not be read, or cannot be reached for a minute, or while
+    waiting `given_up` was set.
     """
+    waiting = given_up or threading.Event()
+
+    def wait(seconds: float) -> None:
+        waiting.wait(seconds)
 
     def tell(state: tenacity.RetryCallState) -> None:
         error = state.outcome and state.outcome.exception()
@@ -32,7 +46,8 @@ def persistently(read: Callable[[], R], what: object) -> R:
 
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(_passing),
-        stop=tenacity.stop_after_attempt(_ATTEMPTS),
+        sleep=wait,
+        stop=tenacity.stop_any(tenacity.stop_after_attempt(_ATTEMPTS), tenacity.stop_when_event_set(waiting)),
         wait=tenacity.wait_exponential(_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS)
         + tenacity.wait_random(0, _FIRST_WAIT_SECONDS),
         before_sleep=tell,
@@ -42,9 +57,12 @@ def persistently(read: Callable[[], R], what: object) -> R:
 
 
 def _passing(error: BaseException) -> bool:
-    """Whether the same call may succeed later."""
-    lasting = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-    return isinstance(error, OSError) and not isinstance(error, lasting) and "ACCESS_DENIED" not in str(error)
+    """Whether the same call may succeed later. Arrow has OSError, too, for what is wrong with a file's content."""
+    if not isinstance(error, OSError):
+        return False
+    if error.errno is not None:
+        return error.errno in _PASSING
+    return any(word in str(error) for word in _NETWORK) and "ACCESS_DENIED" not in str(error)
 
 
 @dataclass(frozen=True)

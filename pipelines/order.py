@@ -206,7 +206,7 @@ def _stream(order: Order, epoch: int, number: int) -> _Stream:
     return _Stream(order, epoch, number, np.concatenate([[begin], inner[phase::window], [end]]))
 
 
-@lru_cache(maxsize=4 * _STREAMS_MOST)
+@lru_cache(maxsize=2 * _STREAMS_MOST)
 def _window(order: Order, epoch: int, stream: int, block: int) -> Rows:
     """The rows of one window of a stream, counted from its first, shuffled."""
     bounds = _stream(order, epoch, stream).bounds

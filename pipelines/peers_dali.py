@@ -12,10 +12,11 @@ from nvidia.dali import fn, pipeline_def, types
 
 from pipelines import augment
 from pipelines.augment import Ints, Recipe
-from pipelines.loader import Seat, TrainingBatches
+from pipelines.loader import TrainingBatches
 from pipelines.order import Order
 from pipelines.peers import Batches, Task
 from pipelines.shards import DataSet
+from pipelines.stream import Seat
 
 _COLOUR_SHIFT = 0.1  # Krizhevsky et al. 2012, section 4.1
 _LAST_STEP = 1 << 40  # far beyond any run

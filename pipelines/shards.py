@@ -1,6 +1,7 @@
 """Opening a data set, and reading its row groups ahead of their use."""
 
 import posixpath
+import threading
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -76,6 +77,11 @@ class DataSet:
     def rows(self) -> int:
         return self.manifest.rows
 
+    @property
+    def bytes(self) -> int:
+        """Of all shards."""
+        return sum(shard.bytes for shard in self.manifest.shards)
+
     @cached_property
     def group_starts(self) -> NDArray[np.int64]:
         """(groups + 1,): the first row of each row group, then the number of rows."""
@@ -85,10 +91,10 @@ class DataSet:
         """The row group that each row lies in."""
         return np.searchsorted(self.group_starts, rows, side="right") - 1
 
-    def read_group(self, group: int) -> RowGroup:
-        """Raises DataError, naming the file."""
+    def read_group(self, group: int, given_up: threading.Event | None = None) -> RowGroup:
+        """Raises DataError, naming the file; see `location.persistently` for `given_up`."""
         place = self._place(group)
-        return _row_group(place.read(), place)
+        return _row_group(place.read(given_up), place)
 
     def read_sizes(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(widths, heights) of the rows first <= r < last, without reading the images. Raises DataError."""
@@ -167,10 +173,10 @@ class _Place:
     def __str__(self) -> str:
         return f"{self.file}: row group {self.group}"
 
-    def read(self) -> pa.Table:
+    def read(self, given_up: threading.Event | None = None) -> pa.Table:
         """Raises DataError."""
         try:
-            return persistently(self._read, self)
+            return persistently(self._read, self, given_up)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{self} cannot be read: {first_line(error)}") from error
 
@@ -225,6 +231,7 @@ class ReadAhead:
     def __init__(self, data: DataSet, threads: int = _READ_THREADS) -> None:
         self._data = data
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read-ahead")
+        self._closed = threading.Event()
         self._groups: dict[int, Future[RowGroup]] = {}
         self._ahead = max(1, int(_AHEAD_BYTES / data.manifest.group_bytes))
         self.rows_read = 0
@@ -241,7 +248,7 @@ class ReadAhead:
             self._groups.pop(group).cancel()
         for group in wanted:
             if group not in self._groups:
-                self._groups[group] = self._pool.submit(self._data.read_group, group)
+                self._groups[group] = self._pool.submit(self._data.read_group, group, self._closed)
                 self.rows_read += self._data.manifest.group_rows[group]
 
     def get(self, group: int) -> RowGroup:
@@ -253,5 +260,7 @@ class ReadAhead:
         return len(self._groups)
 
     def close(self) -> None:
+        """Gives up what is being read."""
+        self._closed.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._groups.clear()

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,10 +12,11 @@ from numpy.typing import NDArray
 from pipelines import augment
 from pipelines.augment import Draws, Ints, Recipe
 from pipelines.errors import SettingsError
-from pipelines.loader import Batch, Seat, TrainingBatches, ValidationBatches
+from pipelines.loader import TrainingBatches, ValidationBatches
 from pipelines.order import Order
 from pipelines.schema import Statistics
 from pipelines.shards import DataSet
+from pipelines.stream import Batch, Seat
 
 _SEAT = Seat(0, 1, torch.device("cpu"), 2)
 _NO_STATISTICS = Statistics((0.0,) * 3, ((0.0,) * 3,) * 3, (0.0,) * 3)
@@ -150,17 +152,18 @@ def _batches(data: DataSet, view: View) -> Iterator[Batch]:
     """Which images come first in an epoch does not depend on the size of a batch, so one of all of them is taken."""
     if not _trains(data):
         taken = 0
-        for batch in ValidationBatches(data, _recipe(data, view), _SEAT):
-            yield batch
-            taken += len(batch.rows)
-            if taken >= view.images:
-                return
+        with closing(ValidationBatches(data, _recipe(data, view), _SEAT)) as validation:
+            for batch in validation:
+                yield replace(batch, images=batch.images.clone())
+                taken += len(batch.rows)
+                if taken >= view.images:
+                    return
         return
     order = Order.of(data.manifest, view.images, view.seed)
     step = (view.epoch - 1) * order.steps_per_epoch
-    batches = TrainingBatches(data, order, _recipe(data, view), _SEAT, step, step + 1)
-    yield from batches
-    batches.close()
+    with closing(TrainingBatches(data, order, _recipe(data, view), _SEAT, step, step + 1)) as training:
+        for batch in training:
+            yield replace(batch, images=batch.images.clone())
 
 
 def _draws(data: DataSet, view: View, rows: Ints, widths: Ints, heights: Ints) -> Draws:

@@ -1,6 +1,8 @@
 """Data sets and images that the tests make themselves."""
 
 import io
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image
 from pipelines import sources
 from pipelines.prepare import Layout, prepare
 from pipelines.shards import DataSet
+from pipelines.stream import Batch
 
 
 def encoded(width: int, height: int, seed: int, kind: str = "PNG") -> bytes:
@@ -18,6 +21,11 @@ def encoded(width: int, height: int, seed: int, kind: str = "PNG") -> bytes:
     out = io.BytesIO()
     Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(out, kind)
     return out.getvalue()
+
+
+def kept(batches: Iterable[Batch]) -> list[Batch]:
+    """Batches with memory of their own: a loader's are to be used one after the other."""
+    return [replace(batch, images=batch.images.clone()) for batch in batches]
 
 
 @pytest.fixture(scope="session")

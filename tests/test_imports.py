@@ -13,7 +13,7 @@ HOMES = {
     "yaml": {"jobs/schema.py"},
     "numba": {"pipelines/resample.py"},
     "matplotlib": {"pipelines/figures.py", "pipelines/sheet.py"},
-    "nvidia": {"pipelines/graphs.py", "pipelines/loader.py", "pipelines/peers_dali.py"},
+    "nvidia": {"pipelines/graphs.py", "pipelines/peers_dali.py"},
     "cv2": {"pipelines/peers.py"},
     "webdataset": {"pipelines/peers.py"},
 }

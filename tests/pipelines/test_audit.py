@@ -18,11 +18,12 @@ from pipelines.audit import Image as Candidate
 from pipelines.audit import examine
 from pipelines.augment import Recipe
 from pipelines.errors import DataError
-from pipelines.loader import Seat, ValidationBatches
+from pipelines.loader import ValidationBatches
 from pipelines.prepare import REPORT, prepare
 from pipelines.schema import Statistics
 from pipelines.shards import DataSet
-from tests.conftest import encoded
+from pipelines.stream import Seat
+from tests.conftest import encoded, kept
 
 
 def saved(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -165,7 +166,7 @@ def test_a_data_set_of_odd_images_feeds_the_net(mixed: Path, tmp_path: Path) -> 
     assert dict(zip(names, sizes.tolist(), strict=True))["x/turned.jpg"] == [61, 43]
     nothing = Statistics((0.0, 0.0, 0.0), ((0.0,) * 3,) * 3, (0.0, 0.0, 0.0))
     recipe = Recipe((32, 32), 32, False, 0.0, 1.0, nothing)
-    (batch,) = ValidationBatches(data, recipe, Seat(0, 1, torch.device("cpu"), 1))
+    (batch,) = kept(ValidationBatches(data, recipe, Seat(0, 1, torch.device("cpu"), 1)))
     assert batch.images.shape == (len(GOOD), 3, 32, 32)
     pixel = batch.images[names.index("x/pixel.png")]
     assert torch.all(pixel == 7)

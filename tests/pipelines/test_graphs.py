@@ -1,6 +1,7 @@
 """The DALI graphs against a slow pipeline of Pillow and NumPy."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,12 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines import augment, reference
+from pipelines import augment, reference, sources
 from pipelines.augment import Recipe, rescaled
-from pipelines.loader import Seat, TrainingBatches, ValidationBatches, WholeBatches
+from pipelines.loader import TrainingBatches, ValidationBatches, WholeBatches
 from pipelines.order import Order
+from pipelines.prepare import Layout, prepare
 from pipelines.schema import Statistics
 from pipelines.shards import DataSet
+from pipelines.stream import Seat
+from tests.conftest import kept
 
 CPU = torch.device("cpu")
 
@@ -58,22 +62,32 @@ def test_training_crops_are_those_of_the_reference(picture_set: DataSet, scale: 
     assert 0.3 < flipped / seen < 0.7
 
 
+@pytest.fixture(scope="module")
+def scattered(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    """The pictures, each in a row group of its own: several streams, many windows."""
+    dest = tmp_path_factory.mktemp("scattered") / "train"
+    prepare(sources.folder(pictures), dest, layout=Layout(group_bytes=1))
+    data = DataSet.open(str(dest))
+    assert Order(data.manifest.group_rows, 14, 3, held=8).streams == 4
+    return data
+
+
 def steps(data: DataSet, world: int, threads: int, first: int, last: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """(rows, images) of each step's global batch."""
-    order = Order.of(data.manifest, 14, 3)
+    order = Order(data.manifest.group_rows, 14, 3, held=8)
     seats = [Seat(rank, world, CPU, threads) for rank in range(world)]
-    parts = [list(TrainingBatches(data, order, recipe(data, (32, 64)), seat, first, last)) for seat in seats]
+    parts = [kept(TrainingBatches(data, order, recipe(data, (32, 64)), seat, first, last)) for seat in seats]
     return [(torch.cat([b.rows for b in s]), torch.cat([b.images for b in s])) for s in zip(*parts, strict=True)]
 
 
 @pytest.mark.parametrize(("world", "threads", "first"), [(2, 1, 0), (3, 2, 0), (8, 1, 0), (1, 2, 7), (3, 1, 4)])
 def test_batches_are_the_same_bit_for_bit_on_any_number_of_workers_and_from_any_step(
-    picture_set: DataSet, world: int, threads: int, first: int
+    scattered: DataSet, world: int, threads: int, first: int
 ) -> None:
-    last = 2 * Order.of(picture_set.manifest, 14, 3).steps_per_epoch
-    alone = steps(picture_set, 1, 1, 0, last)
+    last = 2 * -(-scattered.rows // 14)
+    alone = steps(scattered, 1, 1, 0, last)
     for (rows, images), (same_rows, same) in zip(
-        alone[first:], steps(picture_set, world, threads, first, last), strict=True
+        alone[first:], steps(scattered, world, threads, first, last), strict=True
     ):
         assert torch.equal(rows, same_rows)
         assert torch.equal(images, same)

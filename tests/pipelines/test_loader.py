@@ -11,10 +11,13 @@ import pytest
 import torch
 
 from pipelines.augment import Recipe
-from pipelines.loader import Batch, Seat, TrainingBatches, ValidationBatches, WholeBatches
+from pipelines.errors import DataError
+from pipelines.loader import TrainingBatches, ValidationBatches, WholeBatches
 from pipelines.order import Order
 from pipelines.schema import COLUMNS, MANIFEST, checksum
 from pipelines.shards import DataSet
+from pipelines.stream import Batch, Seat
+from tests.conftest import kept
 
 CPU = torch.device("cpu")
 
@@ -59,7 +62,7 @@ def training(data: DataSet, world: int = 1, first: int = 0) -> list[Batch]:
     order = Order.of(data.manifest, 16, 4)
     last = 2 * order.steps_per_epoch
     parts = [
-        list(TrainingBatches(data, order, recipe(data), Seat(r, world, CPU, 1), first, last)) for r in range(world)
+        kept(TrainingBatches(data, order, recipe(data), Seat(r, world, CPU, 1), first, last)) for r in range(world)
     ]
     return [
         replace(
@@ -118,3 +121,31 @@ def test_a_set_of_bad_images_alone_comes_to_its_end(picture_set: DataSet, tmp_pa
     data = damage(picture_set, tmp_path / "bad", dict.fromkeys(range(picture_set.rows), b"GIF89a"))
     batches = training(data)
     assert sum(len(b.replaced) for b in batches) == 2 * data.rows
+
+
+def test_a_pass_that_is_left_leaves_nothing_for_the_next(picture_set: DataSet) -> None:
+    seat = Seat(0, 1, CPU, 1)
+    for batches in (
+        ValidationBatches(picture_set, recipe(picture_set), seat),
+        WholeBatches(picture_set, 70, (9.0, 8.0, 7.0), 1.0, 32, seat),
+    ):
+        for _ in batches:
+            break
+        rows = [row for batch in batches for row in batch.rows.tolist()]
+        assert sorted(rows) == list(range(picture_set.rows))
+        batches.close()
+
+
+def test_an_error_in_reading_comes_out_once_and_as_it_is(picture_set: DataSet, tmp_path: Path) -> None:
+    shutil.copytree(picture_set.location.path, tmp_path / "train")
+    data = DataSet.open(str(tmp_path / "train"))
+    shard = tmp_path / "train" / "part-00001.parquet"
+    content = bytearray(shard.read_bytes())
+    content[content.index(b"PNG") + 200] ^= 1
+    shard.write_bytes(content)
+    order = Order.of(data.manifest, 4, 4)
+    loader = TrainingBatches(data, order, recipe(data), Seat(0, 1, CPU, 1), 0, order.steps_per_epoch)
+    with pytest.raises(DataError, match=r"part-00001\.parquet: row group \d+ changed since it was prepared"):
+        list(loader)
+    assert list(loader._stream._fed) == []
+    loader.close()

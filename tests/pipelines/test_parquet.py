@@ -15,10 +15,11 @@ from jobs import cli
 from pipelines import audit, parquet, sources
 from pipelines.augment import Recipe
 from pipelines.errors import DataError
-from pipelines.loader import Seat, TrainingBatches
+from pipelines.loader import TrainingBatches
 from pipelines.order import Order
 from pipelines.prepare import REPORT, Layout, prepare
 from pipelines.shards import DataSet
+from pipelines.stream import Seat
 from tests.conftest import encoded
 from tests.pipelines.test_audit import BAD
 

@@ -1,5 +1,6 @@
 """Reading: from a real S3 server, through lost connections, bounded, and of files that are what they were."""
 
+import gc
 import logging
 import shutil
 import socket
@@ -18,9 +19,11 @@ from moto.server import ThreadedMotoServer
 
 from pipelines.augment import Recipe
 from pipelines.errors import DataError
-from pipelines.loader import Seat, TrainingBatches
+from pipelines.loader import TrainingBatches
+from pipelines.location import persistently
 from pipelines.order import Order
 from pipelines.shards import DataSet, ReadAhead
+from pipelines.stream import Seat
 
 SEAT = Seat(0, 1, torch.device("cpu"), 1)
 
@@ -118,7 +121,9 @@ def test_what_cut_connections_took_is_read_again(server: Server, caplog: pytest.
         reader = ReadAhead(data, threads=1)
         cutter.cuts = True
         reader.want([1], [])
-        while not told():  # the client library itself tries for some seconds
+        for _ in range(600):  # the client library itself tries for some seconds
+            if told():
+                break
             time.sleep(0.1)
         cutter.cuts = False
         group = reader.get(1)
@@ -156,6 +161,8 @@ def test_a_changed_byte_of_an_image_is_found_when_its_row_group_is_read(copy: Pa
 
 
 def test_images_are_handed_on_where_arrow_has_read_them(picture_set: DataSet) -> None:
+    picture_set.read_group(0)  # the file's footer is kept from now on
+    gc.collect()
     before = pa.total_allocated_bytes()
     group = picture_set.read_group(0)
     held = pa.total_allocated_bytes() - before
@@ -185,3 +192,31 @@ def test_rows_are_read_little_more_than_once(picture_set: DataSet) -> None:
     rows = np.concatenate([batch.rows.numpy() for batch in loader])
     assert sorted(rows.tolist()) == list(range(picture_set.rows))
     assert loader.read_per_used == 1.0, "one stream, everything inside the bound"
+
+
+def test_reading_that_is_given_up_ends_at_once(picture_set: DataSet) -> None:
+    given_up = threading.Event()
+    tries = []
+
+    def read() -> None:
+        tries.append(0)
+        if len(tries) == 2:
+            given_up.set()
+        raise OSError("AWS Error NETWORK_CONNECTION during GetObject")
+
+    with pytest.raises(OSError, match="NETWORK"):
+        persistently(read, "shard", given_up)
+    assert len(tries) == 2
+
+
+def test_what_is_wrong_with_a_file_is_not_tried_again() -> None:
+    for error in (OSError("Couldn't deserialize thrift: TProtocolException"), FileNotFoundError(2, "No such file")):
+        tries = []
+
+        def read(error: OSError = error, tries: list[int] = tries) -> None:
+            tries.append(0)
+            raise error
+
+        with pytest.raises(OSError, match=r"thrift|No such"):
+            persistently(read, "shard")
+        assert len(tries) == 1

@@ -15,12 +15,14 @@ from PIL import Image
 from jobs import cli
 from pipelines import augment, reference, sheet, show, sources
 from pipelines.augment import Recipe
-from pipelines.loader import Seat, TrainingBatches
+from pipelines.loader import TrainingBatches
 from pipelines.order import Order
 from pipelines.prepare import prepare
 from pipelines.schema import checksum
 from pipelines.shards import DataSet
 from pipelines.show import View
+from pipelines.stream import Seat
+from tests.conftest import kept
 
 VIEW = View(scale=(36, 60), crop=32, flip=True, colour_shift=0.5, seed=7, epoch=2, rows=3, columns=4, origins=False)
 HEADER = ["a set", "some images"]
@@ -57,7 +59,7 @@ def test_drawn_are_the_crops_of_the_first_steps_of_the_epoch_plus_the_mean(pictu
     order = Order.of(picture_set.manifest, 4, VIEW.seed)  # three steps are the twelve images
     first = order.steps_per_epoch
     batches = TrainingBatches(picture_set, order, recipe, Seat(0, 1, torch.device("cpu"), 1), first, first + 3)
-    fed = np.concatenate([batch.images.numpy() for batch in batches]).transpose(0, 2, 3, 1)
+    fed = np.concatenate([batch.images.numpy() for batch in kept(batches)]).transpose(0, 2, 3, 1)
     expected = np.clip(fed + np.array(statistics.mean_rgb), 0, 255)
     drawn = np.array(drawn_crops(show.cells(picture_set, replace(VIEW, origins=origins)), VIEW.columns), np.float64)
     assert len(drawn) == len(expected) == 12

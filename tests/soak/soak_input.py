@@ -17,11 +17,12 @@ from PIL import Image
 
 from pipelines import sources
 from pipelines.augment import Recipe
-from pipelines.loader import Seat, TrainingBatches
+from pipelines.loader import TrainingBatches
 from pipelines.order import Order
 from pipelines.prepare import prepare
 from pipelines.shards import DataSet
 from pipelines.sources import Source
+from pipelines.stream import Seat
 from tests.conftest import encoded
 
 _EPOCHS = 20

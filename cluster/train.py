@@ -72,7 +72,7 @@ def train(stage: Stage, world: World, log: Log) -> Progress:
             totals = _epoch(model, optimiser, stream, order, meter, s.max_unreadable, report, log)
             trained = time.monotonic()
             checked = validate(net, checks, meter, validation.rows, log)
-            _check_readable(checked, validation.rows, s.max_unreadable)
+            check_readable(checked, validation.rows, s.max_unreadable)
             epoch = _result(totals, checked, rate, trained - started, time.monotonic() - started)
             progress.epochs.append(epoch)
             if world.rank == 0:
@@ -169,7 +169,7 @@ def _epoch(
         report(step, steps, point)
         if point is not None:
             totals = totals + point
-            _check_readable(totals, order.rows, max_unreadable)
+            check_readable(totals, order.rows, max_unreadable)
     if totals.images != order.rows:
         raise TrainingError(f"an epoch of {order.rows} images has trained on {totals.images}")
     return totals
@@ -196,7 +196,7 @@ def name_unreadable(batch: Batch, log: Log) -> None:
         log({"kind": "unreadable", "name": image.name, "reason": image.reason})
 
 
-def _check_readable(totals: Totals, rows: int, most: float) -> None:
+def check_readable(totals: Totals, rows: int, most: float) -> None:
     """Raises TrainingError, on all workers, if more than the share `most` of `rows` images could not be decoded."""
     if totals.unreadable > most * rows:
         raise TrainingError(

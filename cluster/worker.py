@@ -1,6 +1,7 @@
 """What runs on a Ray worker: a stage's training, or a share of a test."""
 
 import gc
+import logging
 import time
 from typing import Any
 
@@ -30,10 +31,14 @@ def train_worker(config: dict[str, Any]) -> str | None:
     world = World(context.get_world_rank(), context.get_world_size(), device, config["threads"])
     torch.set_num_threads(world.threads)
     log = _post(config["mailbox"]) if world.rank == 0 else _own(_post(config["mailbox"]))
+    warnings = _Warnings(log)
+    logging.getLogger("pipelines").addHandler(warnings)
     try:
         train(stage, world, log)
     except TrainingError as error:  # raised on all workers together, and would be again: no case for a retry
         return str(error)
+    finally:
+        logging.getLogger("pipelines").removeHandler(warnings)
     return None
 
 
@@ -59,11 +64,22 @@ def _post(mailbox: Any) -> Log:
     return post
 
 
+class _Warnings(logging.Handler):
+    """Warnings of the project's own modules, such as of reading that is tried again, to the driver."""
+
+    def __init__(self, post: Log) -> None:
+        super().__init__(logging.WARNING)
+        self._post = post
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._post({"kind": "warning", "text": record.getMessage()})
+
+
 def _own(post: Log) -> Log:
     """Of the records, those that every worker has its own of; the others are the same on all."""
 
     def post_own(record: dict[str, Any]) -> None:
-        if record["kind"] in ("unreadable", "reading"):
+        if record["kind"] in ("unreadable", "reading", "warning"):
             post(record)
 
     return post_own

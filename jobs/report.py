@@ -56,7 +56,12 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    return csv_text([_HEAD, *(row.cells() for row in rows)])
+    return csv_text([(*_HEAD, "unreadable"), *((*row.cells(), str(row.totals.unreadable)) for row in rows)])
+
+
+def csv_lines(text: str) -> list[list[str]]:
+    """Without the head."""
+    return list(csv.reader(io.StringIO(text)))[1:]
 
 
 def csv_text(lines: Sequence[Sequence[str]]) -> str:

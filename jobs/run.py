@@ -16,7 +16,7 @@ from cluster.launch import Shape
 from cluster.metrics import Totals
 from cluster.settings import EvaluationSettings, StageSettings
 from cluster.track import Tracker, default_uri
-from cluster.train import Stage
+from cluster.train import Stage, check_readable
 from jobs import report, schema
 from jobs.check import Checked
 from jobs.fingerprint import file_hash
@@ -201,6 +201,8 @@ class _Chain:
         """Writes the names of images that could not be decoded, and why, beside the checkpoints and to MLflow."""
         if unreadable:
             path = folder.path / "unreadable.csv"
+            if path.exists():  # of an earlier attempt
+                unreadable = {**dict(report.csv_lines(path.read_text())), **unreadable}
             write_text(path, report.csv_text([("image", "reason"), *sorted(unreadable.items())]))
             self._tracker.artifact(run, path)
 
@@ -236,8 +238,13 @@ class _Chain:
         mirror = trained.flip if settings.mirror is None else settings.mirror
         test = Evaluation(self._finished[model].delivered, self._checked.data.val, scales, mirror)
         totals = self._totals(test, f"{name}: {model}")
+        check_readable(totals, totals.images, trained.max_unreadable)
         row = Row(name, model, trained.net, trained.scale, scales, totals)
-        errors = {"top1_error": 1 - totals.accuracy, "top5_error": 1 - totals.accuracy5}
+        errors = {
+            "top1_error": 1 - totals.accuracy,
+            "top5_error": 1 - totals.accuracy5,
+            "unreadable_images": totals.unreadable,
+        }
         self._tracker.metrics(self._parent, {f"{name}.{model}.{key}": value for key, value in errors.items()}, 0)
         if self._runs.get(model):
             self._tracker.metrics(self._runs[model], {f"test.{name}.{key}": value for key, value in errors.items()}, 0)

@@ -39,6 +39,8 @@ class Watch:
         elif kind == "unreadable" and record["name"] not in self._unreadable:
             self._unreadable.add(record["name"])
             self.say(f"{record['name']} cannot be decoded ({record['reason']}); a plain picture stands in for it")
+        elif kind == "warning":
+            self.say(f"warning: {record['text']}")
         elif kind == "quiet":
             self.say(
                 f"no word from the workers for {record['seconds']} s; they wait for free CPUs or GPUs, or validate"

@@ -153,3 +153,27 @@ def test_the_kernel_is_the_filter_as_a_matrix(width: int, height: int, columns: 
     expected = np.einsum("yi,ijc,xj->cyx", weights(rows, height), image, weights(columns, width), optimize=True)
     expected = (expected - mean[:, None, None]) * factor
     assert np.abs(out - (expected[:, :, ::-1] if flip else expected)).max() < 1e-3
+
+
+@pipeline_def(batch_size=6, num_threads=1, device_id=None)
+def as_on_a_gpu(feed: graphs.Feed, crop: int, pixel_std: float):  # type: ignore[no-untyped-def]
+    ints, floats = types.INT32, types.FLOAT
+    dtypes = [types.UINT8, ints, ints, floats, floats, ints, floats]
+    encoded, starts, extents, start, end, flip, subtract = graphs._inputs(lambda: feed, dtypes, False)
+    images = graphs._rescaled(graphs._decoded(encoded, starts, extents, False), [crop, crop], start, end)
+    return graphs._tensor(images, subtract, pixel_std, mirror=flip)
+
+
+def test_the_operators_that_a_gpu_uses_give_what_the_kernel_gives() -> None:
+    sides = [(300 + 40 * i, 200 + 30 * i) for i in range(6)]
+    images = [np.frombuffer(encoded(w, h, w, "JPEG"), np.uint8) for w, h in sides]
+    widths, heights = np.array(sides).T
+    sizes = augment.rescaled(widths, heights, np.arange(100, 220, 20))
+    corners = (sizes - 64) // 3
+    subtract = np.arange(18, dtype=np.float32).reshape(6, 3) + 100
+    draws = Draws(sizes, corners, np.array([0, 1, 0, 1, 1, 0], bool), subtract)
+    feed = graphs.feed(images, draws, augment.source_windows(sizes, corners, 64, widths, heights))
+    (expected,) = as_on_a_gpu(feed, 64, 58.0).run()
+    (output,) = graphs.crops(lambda: feed, 64, 58.0, 6, 1, None).run()
+    for i in range(6):
+        assert np.abs(np.array(output[i]) - np.array(expected[i])).max() * 58.0 < 0.01

@@ -148,7 +148,7 @@ def _source(stream: BinaryIO, path: Path, kit: Devkit, index: _Index, labels: ND
             raise OSError(f"{path} has become shorter")
         return content
 
-    return Source(str(path), kit.classes, _Names(index.names[order]), labels[order], sizes, read)
+    return Source(str(path), kit.classes, _Names(index.names[order]), labels[order], sizes, read, (path,))
 
 
 def _members(stream: BinaryIO, start: int, end: int, path: Path, nested: bool = False) -> Iterator[Member]:

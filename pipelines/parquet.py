@@ -25,14 +25,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipelines import audit
-from pipelines.aside import Aside, finished, making, place
+from pipelines.aside import Aside, check_apart, finished, making, place
 from pipelines.audit import Image
 from pipelines.errors import DataError, first_line
 from pipelines.prepare import finish
-from pipelines.schema import INDEX_COLUMNS, MANIFEST, VERSION, Manifest, References, Shard, checksum
+from pipelines.schema import INDEX, INDEX_COLUMNS, MANIFEST, VERSION, Manifest, References, Shard, checksum
 from pipelines.tally import Tally
 
-INDEX = "index.parquet"
 _SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -85,9 +84,11 @@ def splits(source: str | os.PathLike[str], validation: str | None = None, label:
     return {"train": train, "val": _split(root, found[chosen], label, train.classes)}
 
 
-def existing(split: Split, dest: Path, statistics: bool) -> Manifest | None:
-    """What `refer` would make, if it is there already. Raises DataError: something else is."""
-    return finished(place(dest), identity(split, statistics))
+def existing(split: Split, dest: Path, statistics: bool, overwrite: bool) -> Manifest | None:
+    """What `refer` would make, if it is there already and stays. Raises DataError: it cannot go there."""
+    dest = place(dest)
+    check_apart(dest, split.files)
+    return finished(dest, identity(split, statistics), overwrite)
 
 
 def refer(
@@ -106,7 +107,7 @@ def refer(
     Files below which `dest` lies are named relative to it, so that both can be moved or copied together.
     """
     dest = place(dest)
-    if not overwrite and (manifest := existing(split, dest, statistics)):
+    if manifest := existing(split, dest, statistics, overwrite):
         return manifest
     with making(dest, identity(split, statistics), overwrite) as aside:
         with warnings.catch_warnings():

@@ -17,16 +17,15 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipelines import audit, keys
-from pipelines.aside import Aside, finished, making, place, whole
+from pipelines.aside import Aside, check_apart, finished, making, place, whole
 from pipelines.audit import Image
 from pipelines.errors import DataError
 from pipelines.keys import Purpose
-from pipelines.schema import COLUMNS, MANIFEST, VERSION, Manifest, Shard, checksum
+from pipelines.schema import COLUMNS, MANIFEST, REPORT, VERSION, Manifest, Shard, checksum
 from pipelines.shrink import Shrink, shrunk
 from pipelines.sources import Source
 from pipelines.tally import Tally
 
-REPORT = "rejected.csv"
 _BATCH_IMAGES, _BATCH_BYTES = 32, 8 << 20  # that a thread reads and checks at a time
 
 
@@ -70,7 +69,7 @@ def prepare(
     """
     options = Options(seed=seed, statistics=statistics, layout=layout or Layout(), shrink=shrink)
     dest = place(dest)
-    if not overwrite and (manifest := existing(source, dest, options)):
+    if manifest := existing(source, dest, options, overwrite):
         return manifest
     with making(dest, identity(source, options), overwrite) as aside:
         with warnings.catch_warnings():
@@ -80,9 +79,11 @@ def prepare(
     return manifest
 
 
-def existing(source: Source, dest: Path, options: Options) -> Manifest | None:
-    """What `prepare` would make, if it is there already. Raises DataError: something else is."""
-    return finished(place(dest), identity(source, options))
+def existing(source: Source, dest: Path, options: Options, overwrite: bool) -> Manifest | None:
+    """What `prepare` would make, if it is there already and stays. Raises DataError: it cannot go there."""
+    dest = place(dest)
+    check_apart(dest, source.places)
+    return finished(dest, identity(source, options), overwrite)
 
 
 def identity(source: Source, options: Options) -> str:

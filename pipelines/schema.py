@@ -26,6 +26,8 @@ from pipelines.errors import DataError
 
 VERSION = 2
 MANIFEST = "manifest.json"
+INDEX = "index.parquet"  # of somebody else's files
+REPORT = "rejected.csv"  # files that were left out, and why
 
 COLUMNS = pa.schema(
     [

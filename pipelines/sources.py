@@ -3,7 +3,7 @@
 import io
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,18 +27,18 @@ class Source:
     labels: NDArray[np.int64]  # (n,)
     sizes: NDArray[np.int64]  # (n,) bytes; 0 where they are not known before an image is read
     read: Callable[[int], bytes]
+    places: tuple[Path, ...] = ()  # the folder or archive that is read, which nothing is written to
 
     def __len__(self) -> int:
         return len(self.names)
 
     def subset(self, indices: NDArray[np.int64]) -> "Source":
-        return Source(
-            self.description,
-            self.classes,
-            tuple(self.names[i] for i in indices),
-            self.labels[indices],
-            self.sizes[indices],
-            lambda i: self.read(int(indices[i])),
+        return replace(
+            self,
+            names=tuple(self.names[i] for i in indices),
+            labels=self.labels[indices],
+            sizes=self.sizes[indices],
+            read=lambda i: self.read(int(indices[i])),
         )
 
 
@@ -79,6 +79,7 @@ def folder(path: str | os.PathLike[str], classes: tuple[str, ...] | None = None)
         np.array(labels, dtype=np.int64),
         np.array([_size(root / file) for file in files], dtype=np.int64),
         lambda i: (root / files[i]).read_bytes(),
+        (root,),
     )
 
 

@@ -19,8 +19,8 @@ from pipelines.audit import examine
 from pipelines.augment import Recipe
 from pipelines.errors import DataError
 from pipelines.loader import Seat, ValidationBatches
-from pipelines.prepare import REPORT, prepare
-from pipelines.schema import Statistics
+from pipelines.prepare import prepare
+from pipelines.schema import REPORT, Statistics
 from pipelines.shards import DataSet
 from tests.conftest import encoded
 

@@ -17,7 +17,8 @@ from pipelines.augment import Recipe
 from pipelines.errors import DataError
 from pipelines.loader import Seat, TrainingBatches
 from pipelines.order import Order
-from pipelines.prepare import REPORT, Layout, prepare
+from pipelines.prepare import Layout, prepare
+from pipelines.schema import REPORT
 from pipelines.shards import DataSet
 from tests.conftest import encoded
 from tests.pipelines.test_audit import BAD

@@ -17,7 +17,8 @@ from PIL import Image
 
 from pipelines import sources
 from pipelines.errors import DataError
-from pipelines.prepare import REPORT, Layout, prepare
+from pipelines.prepare import Layout, prepare
+from pipelines.schema import REPORT
 from pipelines.shards import DataSet
 from pipelines.sources import Source
 from tests.conftest import encoded

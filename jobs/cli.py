@@ -60,7 +60,15 @@ def _parser() -> argparse.ArgumentParser:
     _show_arguments(show)
     show.set_defaults(verb=_show)
 
-    prep = verbs.add_parser("prepare", help="make a data set of images").add_subparsers(required=True, metavar="SOURCE")
+    _prepare_arguments(verbs.add_parser("prepare", help="make a data set of images"))
+
+    bench = verbs.add_parser("bench", help="measure parts beside what one would otherwise take")
+    _input_arguments(bench.add_subparsers(required=True, metavar="PART").add_parser("input", help="making of batches"))
+    return parser
+
+
+def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
+    prep = parser.add_subparsers(required=True, metavar="SOURCE")
     folder = prep.add_parser("folder", help="from folders of images, one for each class")
     folder.add_argument("source", metavar="SRC", help="a folder with one folder of images for each class")
     folder.add_argument("dest", metavar="DEST", help="becomes DEST/train, and DEST/val with --val")
@@ -91,10 +99,6 @@ def _parser() -> argparse.ArgumentParser:
     for each in (folder, archives, files, digits):
         each.add_argument("--overwrite", action="store_true", help="replace what is there")
         each.add_argument("--strict", action="store_true", help="fail on files that would be left out")
-
-    bench = verbs.add_parser("bench", help="measure parts beside what one would otherwise take")
-    _input_arguments(bench.add_subparsers(required=True, metavar="PART").add_parser("input", help="making of batches"))
-    return parser
 
 
 def _input_arguments(parser: argparse.ArgumentParser) -> None:

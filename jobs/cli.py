@@ -9,9 +9,10 @@ from typing import Any
 from cluster.settings import StageSettings
 from jobs import schema
 from pipelines import imagenet, parquet, sources
+from pipelines.aside import check_apart
 from pipelines.errors import DataError, SettingsError, VerydeepError
-from pipelines.prepare import REPORT, Options, existing, prepare
-from pipelines.schema import Manifest
+from pipelines.prepare import Options, existing, prepare
+from pipelines.schema import REPORT, Manifest
 from pipelines.shards import DataSet
 from pipelines.shrink import Shrink
 from pipelines.sources import Source
@@ -30,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"verydeep: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("verydeep: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        goes_on = "; the same command goes on where this one stopped" if options.verb in (_run, _prepare) else ""
+        print(f"verydeep: interrupted{goes_on}", file=sys.stderr)
         return 130
     return 0
 
@@ -58,31 +60,35 @@ def _parser() -> argparse.ArgumentParser:
     _show_arguments(show)
     show.set_defaults(verb=_show)
 
-    prep = verbs.add_parser("prepare", help="make a data set of images").add_subparsers(required=True, metavar="SOURCE")
+    _prepare_arguments(verbs.add_parser("prepare", help="make a data set of images"))
+
+    bench = verbs.add_parser("bench", help="measure parts beside what one would otherwise take")
+    _input_arguments(bench.add_subparsers(required=True, metavar="PART").add_parser("input", help="making of batches"))
+    return parser
+
+
+def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
+    prep = parser.add_subparsers(required=True, metavar="SOURCE")
     folder = prep.add_parser("folder", help="from folders of images, one for each class")
     folder.add_argument("source", metavar="SRC", help="a folder with one folder of images for each class")
-    folder.add_argument("dest", metavar="DEST", type=Path, help="becomes DEST/train, and DEST/val with --val")
+    folder.add_argument("dest", metavar="DEST", help="becomes DEST/train, and DEST/val with --val")
     folder.add_argument("--val", metavar="FOLDER|FRACTION", help="a second such folder, or a share of each class")
-    folder.set_defaults(verb=_prepare_folder)
+    folder.set_defaults(verb=_prepare, make=_prepare_folder)
     archives = prep.add_parser("imagenet", help="from ImageNet's archives (ILSVRC 2012) as they are, without unpacking")
     archives.add_argument("--train", metavar="TAR", help="ILSVRC2012_img_train.tar; becomes DEST/train")
     archives.add_argument("--val", metavar="TAR", help="ILSVRC2012_img_val.tar; becomes DEST/val")
     archives.add_argument("--devkit", metavar="TAR", required=True, help="ILSVRC2012_devkit_t12.tar.gz")
-    archives.add_argument("dest", metavar="DEST", type=Path)
-    archives.set_defaults(verb=_prepare_imagenet)
+    archives.add_argument("dest", metavar="DEST")
+    archives.set_defaults(verb=_prepare, make=_prepare_imagenet)
     files = prep.add_parser("parquet", help="of a set of images of the Hugging Face hub, whose files stay as they are")
-    files.add_argument(
-        "source", metavar="SRC", type=Path, help="a folder with train-*.parquet, or data/train-*.parquet"
-    )
-    files.add_argument(
-        "dest", metavar="DEST", type=Path, nargs="?", help="becomes DEST/train and DEST/val (SRC/verydeep)"
-    )
+    files.add_argument("source", metavar="SRC", help="a folder with train-*.parquet, or data/train-*.parquet")
+    files.add_argument("dest", metavar="DEST", nargs="?", help="becomes DEST/train and DEST/val (SRC/verydeep)")
     files.add_argument("--val", metavar="SPLIT", help="what becomes DEST/val: validation (default), or else test")
     files.add_argument("--label", metavar="COLUMN", help="the column of labels, if there are several")
-    files.set_defaults(verb=_prepare_parquet)
+    files.set_defaults(verb=_prepare, make=_prepare_parquet)
     digits = prep.add_parser("digits", help="from scikit-learn's handwritten digits")
-    digits.add_argument("dest", metavar="DEST", type=Path, help="becomes DEST/train and DEST/val")
-    digits.set_defaults(verb=_prepare_digits, shorter_side=None, quality=None)
+    digits.add_argument("dest", metavar="DEST", help="becomes DEST/train and DEST/val")
+    digits.set_defaults(verb=_prepare, make=_prepare_digits, shorter_side=None, quality=None)
     for each in (folder, archives):
         each.add_argument("--shorter-side", type=int, metavar="PIXELS", help="make larger images as small as this")
         each.add_argument(
@@ -93,10 +99,6 @@ def _parser() -> argparse.ArgumentParser:
     for each in (folder, archives, files, digits):
         each.add_argument("--overwrite", action="store_true", help="replace what is there")
         each.add_argument("--strict", action="store_true", help="fail on files that would be left out")
-
-    bench = verbs.add_parser("bench", help="measure parts beside what one would otherwise take")
-    _input_arguments(bench.add_subparsers(required=True, metavar="PART").add_parser("input", help="making of batches"))
-    return parser
 
 
 def _input_arguments(parser: argparse.ArgumentParser) -> None:
@@ -262,6 +264,20 @@ def _bench_input(options: argparse.Namespace) -> None:
         figures.chart(results, "images", title, options.png)
 
 
+def _prepare(options: argparse.Namespace) -> None:
+    """From any source."""
+    shown = {"source": "SRC", "dest": "DEST", "train": "--train", "val": "--val", "devkit": "--devkit"}
+    for name, what in shown.items():
+        if getattr(options, name, None) == "":
+            raise DataError(f"{what}: is empty; this folder is named .")
+    seed = getattr(options, "seed", 0)
+    if not 0 <= seed < 1 << 64:
+        raise DataError(f"--seed {seed}: has to be 0 to 2**64 - 1")
+    if options.dest is not None:
+        options.dest = Path(options.dest)
+    options.make(options)
+
+
 def _prepare_folder(options: argparse.Namespace) -> None:
     parts = {"train": sources.folder(options.source)}
     if options.val is None and options.overwrite and (options.dest / "val").exists():
@@ -292,15 +308,17 @@ def _prepare_imagenet(options: argparse.Namespace) -> None:
 
 def _prepare_parquet(options: argparse.Namespace) -> None:
     parts = parquet.splits(options.source, options.val, options.label)
-    dest = options.dest or options.source / "verydeep"
-    done = {}
-    if not options.overwrite:
-        done = {name: parquet.existing(split, dest / name, name == "train") for name, split in parts.items()}
+    dest = options.dest or Path(options.source, "verydeep")
+    done = {
+        name: parquet.existing(split, dest / name, name == "train", options.overwrite) for name, split in parts.items()
+    }
+    for place in (dest / name for name in parts):
+        check_apart(place, [file for split in parts.values() for file in split.files])
     for name, split in parts.items():
         manifest = parquet.refer(
             split, dest / name, statistics=name == "train", strict=options.strict, overwrite=options.overwrite
         )
-        _report(dest / name, manifest, done.get(name) is not None)
+        _report(dest / name, manifest, done[name] is not None)
 
 
 def _prepare_digits(options: argparse.Namespace) -> None:
@@ -318,13 +336,15 @@ def _fraction(text: str) -> float | None:
 def _write(parts: dict[str, Source], options: argparse.Namespace) -> None:
     shrink = _shrink(options)
     made = {name: Options(seed=options.seed, statistics=name == "train", shrink=shrink) for name in parts}
-    done = {}
-    if not options.overwrite:  # whatever is in the way of one of them is told of before any is begun
-        done = {name: existing(source, options.dest / name, made[name]) for name, source in parts.items()}
+    for place in (options.dest / name for name in parts):
+        check_apart(place, [place for source in parts.values() for place in source.places])
+    done = {  # whatever is in the way of one of them is told of before any is begun
+        name: existing(source, options.dest / name, made[name], options.overwrite) for name, source in parts.items()
+    }
     for name, source in parts.items():
         place = options.dest / name
         manifest = prepare(source, place, **vars(made[name]), strict=options.strict, overwrite=options.overwrite)
-        _report(place, manifest, done.get(name) is not None)
+        _report(place, manifest, done[name] is not None)
 
 
 def _shrink(options: argparse.Namespace) -> Shrink | None:

@@ -4,22 +4,28 @@
     lock         held by the process that makes the data set, released by the system however it ends
     state.json   how far it has come, replaced after each finished step
     data/        becomes NAME
+    replaced/    what was NAME, for the moment in which it is replaced
+
+Nothing but data sets of this program is ever replaced, and sources are kept clear of.
 """
 
 import fcntl
 import json
 import os
+import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import DataError
-from pipelines.schema import Manifest
+from pipelines.schema import INDEX, MANIFEST, REPORT, Manifest
 from pipelines.shards import DataSet
+
+_OURS = re.compile(rf"part-\d+\.parquet|{re.escape(INDEX)}|{re.escape(REPORT)}|{re.escape(MANIFEST)}(\.new)?")
 
 
 @dataclass(frozen=True)
@@ -67,21 +73,81 @@ def place(dest: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(dest)).absolute()
 
 
-def finished(dest: Path, identity: str) -> Manifest | None:
-    """The manifest of the data set that is there already, if it is the same. Raises DataError: something else is."""
+def check_apart(dest: Path, sources: Iterable[Path]) -> None:
+    """Raises DataError: `dest` is one of the sources, lies inside one or holds one, links followed."""
+    ours = dest.resolve()
+    for source in sources:
+        named = Path(os.path.abspath(source))
+        for theirs in (named.parent.resolve() / named.name, named.resolve()):
+            if ours == theirs or ours.is_relative_to(theirs):
+                where = "is" if ours == theirs else "lies inside"
+                raise DataError(f"{dest}: {where} {source}, which the images come from; choose a place outside it")
+            if theirs.is_relative_to(ours):
+                raise DataError(f"{dest}: holds {source}, which the images come from; choose another place")
+
+
+def finished(dest: Path, identity: str, overwrite: bool) -> Manifest | None:
+    """The manifest of the data set that is there already, if it is the same and stays.
+
+    Raises DataError: something else is there, and is not to be replaced (without `overwrite`) or never is.
+    """
+    for place in (dest, *dest.parents):
+        if place.is_symlink() and not place.exists():
+            raise DataError(f"{place}: a link to {place.readlink()}, which is not there")
+    _restore(_aside(dest, identity), dest)
     if not dest.exists():
+        return None
+    if overwrite:
+        _check_ours(dest)
         return None
     try:
         manifest = DataSet.open(str(dest)).manifest
     except DataError:
         manifest = None
     if manifest is None or manifest.identity != identity:
+        _check_ours(dest)
         raise DataError(f"{dest}: is there already; choose another place or give --overwrite")
     aside = _aside(dest, identity)
     if aside.folder.exists() and not aside.data.exists():  # it was moved to `dest`, and then the process was killed
         with _locked(aside.folder, dest):
             shutil.rmtree(aside.folder)
     return manifest
+
+
+def _check_ours(dest: Path) -> None:
+    """Raises DataError if what is there is not empty, nor a data set of this program, of whatever version or broken."""
+    what = None
+    if dest.is_symlink():
+        what = f"a link to {dest.readlink()}, which is not replaced"
+    elif not dest.is_dir():
+        what = "not a data set"
+    elif entries := sorted(dest.iterdir()):
+        foreign = [file.name for file in entries if not _OURS.fullmatch(file.name) or not file.is_file()]
+        if foreign:
+            what = f"it holds {foreign[0]}, which no data set does"
+        elif not _has_manifest(dest):
+            what = "not a data set"
+    if what is not None:
+        raise DataError(f"{dest}: is there already ({what}); choose another place")
+
+
+def _has_manifest(folder: Path) -> bool:
+    """Whether `folder`, in which all files are named like ours, holds a manifest of ours, whole or broken."""
+    try:
+        raw = json.loads((folder / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        return any(folder.glob("*.parquet"))
+    return isinstance(raw, dict) and {"version", "shards"} <= raw.keys()
+
+
+def _restore(aside: Aside, dest: Path) -> None:
+    """Undoes a replacement that was killed in its midst."""
+    if aside.replaced.exists() and not dest.exists():
+        with _locked(aside.folder, dest):
+            if aside.replaced.exists() and not dest.exists():
+                aside.replaced.rename(dest)
 
 
 def _aside(dest: Path, identity: str) -> Aside:
@@ -104,6 +170,7 @@ def making(dest: Path, identity: str, overwrite: bool) -> Iterator[Aside]:
             aside.data.mkdir(exist_ok=True)
             yield aside
             if overwrite and dest.exists():
+                _check_ours(dest)  # it has had time to become something else
                 shutil.rmtree(aside.replaced, ignore_errors=True)
                 dest.rename(aside.replaced)
             aside.data.rename(dest)  # fails if something has come there meanwhile

@@ -7,6 +7,7 @@ sizes and colours are those of its pixels.
 """
 
 import io
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,7 +35,12 @@ FORMATS = (
     "MPO",
 )  # MPO: JPEG of several pictures, as many cameras write it
 
+# Pillow's modes whose pixels DALI's decoder gives otherwise than Pillow, by 12 grey levels on average and more.
+_MODES = {"F", "LAB", "PA"}
+_FORMAT_MODES = {("TIFF", "LA")}
+
 _DECODED_PIXELS = 24 << 20  # that a thread decodes at once by DALI: 72 MiB
+_SAYS_NOTHING = re.compile(r"failure: '#\d+'")
 _CHUNK_PIXELS = 1 << 14  # whose colours are summed at a time: they fit a core's cache
 
 
@@ -72,8 +78,8 @@ def examine(images: Sequence[Image], colours: bool) -> list[Image]:
     good = [i for i, image in enumerate(judged) if image.reason is None]
     for part in _parts(judged, good):
         for i, decoded in zip(part, _decoded([judged[i].encoded for i in part], colours), strict=True):
-            if decoded is None:
-                judged[i] = judged[i].refused("DALI's decoder does not take it")
+            if isinstance(decoded, str):
+                judged[i] = judged[i].refused(_untaken(decoded))
             else:
                 judged[i] = replace(judged[i], width=decoded[0], height=decoded[1], colours=decoded[2])
     return judged
@@ -108,6 +114,8 @@ def opened(encoded: bytes) -> Iterator[Pillow.Image]:
         with Pillow.open(io.BytesIO(encoded)) as image:
             if image.format not in FORMATS:
                 raise Refusal(f"{image.format} is not among the formats {', '.join(FORMATS)}")
+            if image.mode in _MODES or (image.format, image.mode) in _FORMAT_MODES:
+                raise Refusal(f"{image.format} of mode {image.mode}, which is not decoded as meant: save it as RGB")
             yield image
     except Refusal:
         raise
@@ -146,16 +154,22 @@ def _parts(images: Sequence[Image], good: Sequence[int]) -> Iterator[list[int]]:
 Decoded = tuple[int, int, Colours | None]  # width, height
 
 
-def _decoded(encoded: Sequence[bytes], colours: bool) -> list[Decoded | None]:
-    """By DALI's CPU decoder; None for an image that it does not take."""
+def _decoded(encoded: Sequence[bytes], colours: bool) -> list[Decoded | str]:
+    """By DALI's CPU decoder; of an image that it does not take, its words."""
     try:
         pixels = graphs.pixels([np.frombuffer(image, np.uint8) for image in encoded])
-    except graphs.Refused:
+    except graphs.Refused as refusal:
         if len(encoded) == 1:
-            return [None]
+            return [str(refusal)]
         half = len(encoded) // 2
         return _decoded(encoded[:half], colours) + _decoded(encoded[half:], colours)
     return [(p.shape[1], p.shape[0], _colours(p) if colours else None) for p in pixels]
+
+
+def _untaken(words: str) -> str:
+    """Why a file is refused that Pillow takes, but not DALI; with the latter's words, if they tell anything."""
+    said = "" if _SAYS_NOTHING.search(words) or not words else f" (DALI: {words})"
+    return f"whole, but of a kind that training's decoder does not read: save it as JPEG or PNG{said}"
 
 
 def _colours(pixels: NDArray[np.uint8]) -> Colours:

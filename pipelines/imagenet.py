@@ -145,10 +145,10 @@ def _source(stream: BinaryIO, path: Path, kit: Devkit, index: _Index, labels: ND
     def read(i: int) -> bytes:
         content = os.pread(stream.fileno(), int(sizes[i]), int(offsets[i]))
         if len(content) != sizes[i]:
-            raise OSError(f"{path} has become shorter")
+            raise OSError("the archive has become shorter")
         return content
 
-    return Source(str(path), kit.classes, _Names(index.names[order]), labels[order], sizes, read)
+    return Source(str(path), kit.classes, _Names(index.names[order]), labels[order], sizes, read, (path,))
 
 
 def _members(stream: BinaryIO, start: int, end: int, path: Path, nested: bool = False) -> Iterator[Member]:

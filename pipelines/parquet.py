@@ -25,14 +25,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipelines import audit
-from pipelines.aside import Aside, finished, making, place
+from pipelines.aside import Aside, check_apart, finished, making, place
 from pipelines.audit import Image
 from pipelines.errors import DataError, first_line
-from pipelines.prepare import finish
-from pipelines.schema import INDEX_COLUMNS, MANIFEST, VERSION, Manifest, References, Shard, checksum
+from pipelines.prepare import check_resumed, columns, done, finish, strictly
+from pipelines.schema import INDEX, INDEX_COLUMNS, MANIFEST, VERSION, Manifest, References, Shard, checksum
 from pipelines.tally import Tally
 
-INDEX = "index.parquet"
 _SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -85,9 +84,11 @@ def splits(source: str | os.PathLike[str], validation: str | None = None, label:
     return {"train": train, "val": _split(root, found[chosen], label, train.classes)}
 
 
-def existing(split: Split, dest: Path, statistics: bool) -> Manifest | None:
-    """What `refer` would make, if it is there already. Raises DataError: something else is."""
-    return finished(place(dest), identity(split, statistics))
+def existing(split: Split, dest: Path, statistics: bool, overwrite: bool) -> Manifest | None:
+    """What `refer` would make, if it is there already and stays. Raises DataError: it cannot go there."""
+    dest = place(dest)
+    check_apart(dest, split.files)
+    return finished(dest, identity(split, statistics), overwrite)
 
 
 def refer(
@@ -102,17 +103,17 @@ def refer(
     """Makes `dest` a data set of the good rows of the split's files, which stay where they are, in their order.
 
     As with `prepare.prepare`, the folder appears whole or not at all, what was interrupted goes on after the last
-    finished file, and rows that are not images are listed in `dest`/rejected.csv, or are an error if `strict`.
+    finished file, and rows that are not images are listed in `dest`/rejected.csv, or end it if `strict`.
     Files below which `dest` lies are named relative to it, so that both can be moved or copied together.
     """
     dest = place(dest)
-    if not overwrite and (manifest := existing(split, dest, statistics)):
-        return manifest
+    if manifest := existing(split, dest, statistics, overwrite):
+        return done(manifest, dest, strict)
     with making(dest, identity(split, statistics), overwrite) as aside:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, on images that are odd but good
-            manifest, rejected = _write(split, aside, dest, statistics, threads or os.cpu_count() or 1)
-        finish(aside, manifest, rejected, strict)
+            manifest, rejected = _write(split, aside, dest, statistics, strict, threads or os.cpu_count() or 1)
+        finish(aside, manifest, rejected)
     return manifest
 
 
@@ -164,6 +165,11 @@ def _split(root: Path, files: Sequence[Path], label: str | None, classes: tuple[
         )
     if classes and columns.classes and classes != columns.classes:
         raise DataError(f"{files[0]}: its split has other classes than the training set")
+    if not (classes or columns.classes) and labels.max() >= len(labels):
+        raise DataError(
+            f"{files[0]}: {columns.label!r} goes up to {labels.max()} in {len(labels)} rows, so numbers no classes; "
+            "name another column with --label"
+        )
     classes = classes or columns.classes or tuple(str(i) for i in range(int(labels.max()) + 1))
     if not 0 <= labels.min() <= labels.max() < len(classes):
         wrong = labels.min() if labels.min() < 0 else labels.max()
@@ -231,7 +237,10 @@ def _labels(file: Path, columns: Columns, label: str | None) -> NDArray[np.int64
         raise DataError(f"{file}: cannot be read: {first_line(error)}") from error
     if column.null_count:
         raise DataError(f"{file}: {column.null_count} of its {len(column)} rows have no label")
-    return pc.cast(column, pa.int64()).to_numpy()
+    try:
+        return pc.cast(column, pa.int64()).to_numpy()
+    except pa.ArrowException as error:
+        raise DataError(f"{file}: {columns.label!r} are not labels: {first_line(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -245,7 +254,7 @@ class _Batch:
 
 
 def _write(
-    split: Split, aside: Aside, dest: Path, statistics: bool, threads: int
+    split: Split, aside: Aside, dest: Path, statistics: bool, strict: bool, threads: int
 ) -> tuple[Manifest, Sequence[tuple[str, str]]]:
     """Returns the manifest and the rows that were left out."""
     pieces = aside.folder / "pieces"  # of the index, one for each file
@@ -255,6 +264,32 @@ def _write(
     total = len(split.labels)
     if tally.seen:
         print(f"{dest.name}: goes on after {tally.seen} of {total} images", file=sys.stderr)
+    if strict:
+        check_resumed(tally, aside, str(split.root))
+    examined = _examined(split, len(shards), tally.seen, statistics, threads)
+    with tqdm(total=total, initial=tally.seen, desc=f"preparing {dest.name}", unit=" images", disable=None) as bar:
+        for number, batches in groupby(examined, key=lambda batch: batch.file):
+            index, digests, counts = [], [], []
+            for group, parts in groupby(batches, key=lambda batch: batch.group):
+                every = (image for part in parts for image in part.images)
+                images = list(strictly(every, str(split.root)) if strict else every)
+                good = [row for row, image in enumerate(images) if image.reason is None]
+                if good:
+                    index.append(_index([images[row] for row in good], group, good))
+                    digests.append(checksum(*columns([images[row] for row in good])))
+                    counts.append(len(good))
+                tally.add(images)
+                bar.update(len(images))
+            pq.write_table(pa.concat_tables([INDEX_COLUMNS.empty_table(), *index]), pieces / f"{number}.parquet")
+            shards.append(_shard(split, number, dest, counts, digests))
+            aside.save({"shards": [asdict(shard) for shard in shards], "tally": tally.to_json()})
+    whole = pa.concat_tables(pq.read_table(pieces / f"{number}.parquet") for number in range(len(shards)))
+    pq.write_table(whole, aside.data / INDEX, compression="zstd")
+    return _manifest(split, statistics, shards, tally, aside.identity), tally.rejected
+
+
+def _examined(split: Split, first: int, seen: int, statistics: bool, threads: int) -> Iterator[_Batch]:
+    """From file number `first` on, before which there are `seen` rows. What is refused is named by its place."""
 
     def examine(batch: _Batch) -> _Batch:
         images = audit.examine(batch.images, statistics)
@@ -264,30 +299,17 @@ def _write(
                 images[i] = replace(image, name=f"{file}, row {batch.first + i}: {image.name}")
         return replace(batch, images=images)
 
-    with tqdm(total=total, initial=tally.seen, desc=f"preparing {dest.name}", unit=" images", disable=None) as bar:
-        examined = audit.in_order(examine, _batches(split, len(shards), tally.seen), threads)
-        for number, batches in groupby(examined, key=lambda batch: batch.file):
-            index, digests, counts = [], [], []
-            for group, parts in groupby(batches, key=lambda batch: batch.group):
-                images = [image for part in parts for image in part.images]
-                good = [row for row, image in enumerate(images) if image.reason is None]
-                if good:
-                    index.append(_index(images, group, good))
-                    labels = np.array([images[row].label for row in good], np.int64)
-                    digests.append(checksum((images[row].encoded for row in good), labels))
-                    counts.append(len(good))
-                tally.add(images)
-                bar.update(len(images))
-            pq.write_table(
-                pa.concat_tables(index) if index else INDEX_COLUMNS.empty_table(), pieces / f"{number}.parquet"
-            )
-            file = split.files[number]
-            name = os.path.relpath(file, dest) if dest.is_relative_to(split.root) else str(file)
-            shards.append(Shard(name, file.stat().st_size, tuple(counts), tuple(digests)))
-            aside.save({"shards": [asdict(shard) for shard in shards], "tally": tally.to_json()})
-    whole = pa.concat_tables(pq.read_table(pieces / f"{number}.parquet") for number in range(len(shards)))
-    pq.write_table(whole, aside.data / INDEX, compression="zstd")
-    manifest = Manifest(
+    return audit.in_order(examine, _batches(split, first, seen), threads)
+
+
+def _shard(split: Split, number: int, dest: Path, counts: Sequence[int], digests: Sequence[str]) -> Shard:
+    file = split.files[number]
+    name = os.path.relpath(file, dest) if dest.is_relative_to(split.root) else str(file)
+    return Shard(name, file.stat().st_size, tuple(counts), tuple(digests))
+
+
+def _manifest(split: Split, statistics: bool, shards: Sequence[Shard], tally: Tally, identity: str) -> Manifest:
+    return Manifest(
         rows=tally.rows,
         classes=split.classes,
         class_rows=tuple(tally.class_rows),
@@ -296,28 +318,22 @@ def _write(
         source=str(split.root),
         seed=0,
         rejected=len(tally.rejected),
-        identity=aside.identity,
+        identity=identity,
         references=References(INDEX, split.columns.image),
     )
-    return manifest, tally.rejected
 
 
 def _index(images: Sequence[Image], group: int, rows: Sequence[int]) -> pa.Table:
-    good = [images[row] for row in rows]
-    columns = [
-        pa.array([image.label for image in good], pa.int32()),
-        pa.array([image.width for image in good], pa.int32()),
-        pa.array([image.height for image in good], pa.int32()),
-        pa.array([group] * len(good), pa.int32()),
-        pa.array(rows, pa.int32()),
-        pa.array([image.name for image in good], pa.string()),
-    ]
-    return pa.Table.from_arrays(columns, schema=INDEX_COLUMNS)
+    """Of images of a row group; `rows`: where they lie in it."""
+    _, labels, widths, heights, names = columns(images)
+    fields = (labels, widths, heights, [group] * len(images), rows, names)
+    arrays = [pa.array(*column) for column in zip(fields, INDEX_COLUMNS.types, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=INDEX_COLUMNS)
 
 
 def _batches(split: Split, first: int, seen: int) -> Iterator[_Batch]:
     """From file number `first` on, before which there are `seen` rows."""
-    columns = [name for name in (split.columns.image, split.columns.path) if name is not None]
+    leaves = [name for name in (split.columns.image, split.columns.path) if name is not None]
     for number, file in enumerate(split.files[first:], first):
         row = 0
         try:
@@ -325,22 +341,22 @@ def _batches(split: Split, first: int, seen: int) -> Iterator[_Batch]:
             if parquet.metadata.num_rows == 0:
                 yield _Batch(number, 0, 0, [])
             for group in range(parquet.num_row_groups):
-                table = parquet.read_row_group(group, columns=columns).flatten()
+                table = parquet.read_row_group(group, columns=leaves).flatten()
                 for part in table.to_batches(_BATCH_IMAGES):
                     labels = split.labels[seen + row : seen + row + len(part)]
-                    yield _Batch(number, group, row, _images(part, split.columns, labels, f"{file.stem}:{{}}", row))
+                    yield _Batch(number, group, row, _images(part, split.columns, labels, file.stem, row))
                     row += len(part)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{file}: cannot be read: {first_line(error)}") from error
         seen += row
 
 
-def _images(rows: pa.RecordBatch, columns: Columns, labels: NDArray[np.int64], name: str, first: int) -> list[Image]:
-    """`name`: of images that have no path, to be filled in with the row; `first`: the first row."""
-    contents = rows.column(columns.image).to_pylist()
-    paths = rows.column(columns.path).to_pylist() if columns.path else [None] * len(contents)
+def _images(rows: pa.RecordBatch, of: Columns, labels: NDArray[np.int64], stem: str, first: int) -> list[Image]:
+    """Images that have no path are named by `stem`, the file's, and their row, of which `first` is the first."""
+    contents = rows.column(of.image).to_pylist()
+    paths = rows.column(of.path).to_pylist() if of.path else [None] * len(contents)
     images = [
-        Image(encoded or b"", int(label), path or name.format(row))
+        Image(encoded or b"", int(label), path or f"{stem}:{row}")
         for row, (encoded, path, label) in enumerate(zip(contents, paths, labels, strict=True), first)
     ]
     return [

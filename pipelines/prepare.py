@@ -17,16 +17,15 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipelines import audit, keys
-from pipelines.aside import Aside, finished, making, place, whole
+from pipelines.aside import Aside, check_apart, finished, making, place, whole
 from pipelines.audit import Image
 from pipelines.errors import DataError
 from pipelines.keys import Purpose
-from pipelines.schema import COLUMNS, MANIFEST, VERSION, Manifest, Shard, checksum
+from pipelines.schema import COLUMNS, MANIFEST, REPORT, VERSION, Manifest, Shard, checksum
 from pipelines.shrink import Shrink, shrunk
-from pipelines.sources import Source
+from pipelines.sources import OF_THE_FILE, Source
 from pipelines.tally import Tally
 
-REPORT = "rejected.csv"
 _BATCH_IMAGES, _BATCH_BYTES = 32, 8 << 20  # that a thread reads and checks at a time
 
 
@@ -65,24 +64,34 @@ def prepare(
 
     The folder appears whole or not at all. Interrupted and called again, it goes on after the last finished shard,
     with the same result; when the same data set is there already, nothing is done. Files that are not images are
-    left out and listed in `dest`/rejected.csv, or are an error if `strict`.
-    Raises DataError: `dest` is there already and something else, another process is at it, or nothing is left.
+    left out and listed in `dest`/rejected.csv, or end the preparation if `strict`; it can then go on without.
+    Raises DataError: `dest` is there already and something else, or lies in the source or holds it; another process is
+    at it; a file cannot be read for a reason that may pass; or nothing is left.
     """
     options = Options(seed=seed, statistics=statistics, layout=layout or Layout(), shrink=shrink)
     dest = place(dest)
-    if not overwrite and (manifest := existing(source, dest, options)):
-        return manifest
+    if manifest := existing(source, dest, options, overwrite):
+        return done(manifest, dest, strict)
     with making(dest, identity(source, options), overwrite) as aside:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, on images that are odd but good
-            manifest, rejected = _write(source, aside, options, threads or os.cpu_count() or 1, dest.name)
-        finish(aside, manifest, rejected, strict)
+            manifest, rejected = _write(source, aside, options, strict, threads or os.cpu_count() or 1, dest.name)
+        finish(aside, manifest, rejected)
     return manifest
 
 
-def existing(source: Source, dest: Path, options: Options) -> Manifest | None:
-    """What `prepare` would make, if it is there already. Raises DataError: something else is."""
-    return finished(place(dest), identity(source, options))
+def existing(source: Source, dest: Path, options: Options, overwrite: bool) -> Manifest | None:
+    """What `prepare` would make, if it is there already and stays. Raises DataError: it cannot go there."""
+    dest = place(dest)
+    check_apart(dest, source.places)
+    return finished(dest, identity(source, options), overwrite)
+
+
+def done(manifest: Manifest, dest: Path, strict: bool) -> Manifest:
+    """Raises DataError: files were left out of the data set that is there, and `strict`."""
+    if strict and manifest.rejected:
+        raise DataError(f"{dest}: is there already, without {manifest.rejected} files, see {dest / REPORT}")
+    return manifest
 
 
 def identity(source: Source, options: Options) -> str:
@@ -96,21 +105,42 @@ def identity(source: Source, options: Options) -> str:
     return digest.hexdigest()
 
 
-def finish(aside: Aside, manifest: Manifest, rejected: Sequence[tuple[str, str]], strict: bool) -> None:
-    """Writes what is not shards. Raises DataError, and leaves nothing: no image is good, or one is not and `strict`."""
-    if rejected and (strict or not manifest.rows):
+def finish(aside: Aside, manifest: Manifest, rejected: Sequence[tuple[str, str]]) -> None:
+    """Writes what is not shards. Raises DataError, and leaves nothing: no image is good."""
+    if not manifest.rows:
         aside.discard()
-        of_all = f"of its {manifest.rows + len(rejected)} files"
-        what = f"{len(rejected)} {of_all} cannot be trained on" if manifest.rows else f"none {of_all} is an image"
-        raise DataError(f"{manifest.source}: {what}; the first, {rejected[0][0]}: {rejected[0][1]}")
+        raise DataError(
+            f"{manifest.source}: none of its {len(rejected)} files is an image; "
+            f"the first, {rejected[0][0]}: {rejected[0][1]}"
+        )
     if rejected:
         with (aside.data / REPORT).open("w", newline="") as stream:
             csv.writer(stream).writerows([("file", "reason"), *rejected])
     whole(aside.data / MANIFEST, manifest.to_json())
 
 
+_LENIENT = "the same command without --strict leaves it out and goes on from here"
+
+
+def strictly(images: Iterable[Image], description: str) -> Iterator[Image]:
+    """The images, up to the first that is refused. Raises DataError, naming it."""
+    for image in images:
+        if image.reason is not None:
+            raise DataError(f"{description}: {image.name} cannot be trained on: {image.reason}; {_LENIENT}")
+        yield image
+
+
+def check_resumed(tally: Tally, aside: Aside, description: str) -> None:
+    """Raises DataError, naming the first file that was left out of what is finished."""
+    for name, reason in tally.rejected:
+        raise DataError(
+            f"{description}: {name} cannot be trained on: {reason}; {_LENIENT}; "
+            f"if it is mended by now, remove {aside.folder} and begin anew"
+        )
+
+
 def _write(
-    source: Source, aside: Aside, options: Options, threads: int, title: str
+    source: Source, aside: Aside, options: Options, strict: bool, threads: int, title: str
 ) -> tuple[Manifest, Sequence[tuple[str, str]]]:
     """Returns the manifest and the files that were left out."""
     shards, tally = _resumed(aside, len(source.classes))
@@ -126,8 +156,12 @@ def _write(
             writer = None
 
     order = keys.permutation(len(source), options.seed, 0, Purpose.PREPARATION_ORDER)[tally.seen :]
+    examined = _examined(source, order, options, threads)
+    if strict:
+        check_resumed(tally, aside, source.description)
+        examined = strictly(examined, source.description)
     with tqdm(total=len(source), initial=tally.seen, desc=f"preparing {title}", unit=" images", disable=None) as bar:
-        for images in _groups(_examined(source, order, options, threads), options.layout.group_bytes):
+        for images in _groups(examined, options.layout.group_bytes):
             good = [image for image in images if image.reason is None]
             size = sum(len(image.encoded) for image in good)
             if writer is not None and writer.bytes + size > options.layout.shard_bytes:
@@ -138,7 +172,11 @@ def _write(
             tally.add(images)
             bar.update(len(images))
         end_shard()
-    manifest = Manifest(
+    return _manifest(source, options, shards, tally, aside.identity), tally.rejected
+
+
+def _manifest(source: Source, options: Options, shards: Sequence[Shard], tally: Tally, identity: str) -> Manifest:
+    return Manifest(
         rows=tally.rows,
         classes=source.classes,
         class_rows=tuple(tally.class_rows),
@@ -147,9 +185,8 @@ def _write(
         source=source.description,
         seed=options.seed,
         rejected=len(tally.rejected),
-        identity=aside.identity,
+        identity=identity,
     )
-    return manifest, tally.rejected
 
 
 def _resumed(aside: Aside, classes: int) -> tuple[list[Shard], Tally]:
@@ -192,7 +229,10 @@ def _read(source: Source, i: int, shrink: Shrink | None) -> Image:
     except audit.Refusal as refusal:
         return image.refused(str(refusal))
     except OSError as error:
-        return image.refused(f"cannot be read: {error.strerror or error}")
+        why = f"cannot be read: {error.strerror or error}"
+        if error.errno in OF_THE_FILE:
+            return image.refused(why)
+        raise DataError(f"{source.description}: {image.name} {why}; the same command goes on from here") from error
 
 
 def _groups(images: Iterable[Image], most_bytes: int) -> Iterator[list[Image]]:
@@ -209,6 +249,17 @@ def _groups(images: Iterable[Image], most_bytes: int) -> Iterator[list[Image]]:
         yield group
 
 
+def columns(images: Sequence[Image]) -> tuple[list[bytes], list[int], list[int], list[int], list[str]]:
+    """Encoded, labels, widths, heights and names."""
+    return (
+        [image.encoded for image in images],
+        [image.label for image in images],
+        [image.width for image in images],
+        [image.height for image in images],
+        [image.name for image in images],
+    )
+
+
 class _ShardWriter:
     """One Parquet file, row group by row group."""
 
@@ -221,17 +272,13 @@ class _ShardWriter:
         self.bytes = 0  # of encoded images
 
     def add(self, images: Sequence[Image]) -> None:
-        labels = np.array([image.label for image in images], np.int64)
-        columns = [
-            pa.array([image.encoded for image in images], pa.large_binary()),
-            pa.array(labels, pa.int32()),
-            pa.array([image.width for image in images], pa.int32()),
-            pa.array([image.height for image in images], pa.int32()),
-            pa.array([image.name for image in images], pa.string()),
-        ]
-        self._writer.write_table(pa.Table.from_arrays(columns, schema=COLUMNS), row_group_size=len(images))
+        fields = columns(images)
+        table = pa.Table.from_arrays(
+            [pa.array(*column) for column in zip(fields, COLUMNS.types, strict=True)], schema=COLUMNS
+        )
+        self._writer.write_table(table, row_group_size=len(images))
         self._rows.append(len(images))
-        self._digests.append(checksum((image.encoded for image in images), labels))
+        self._digests.append(checksum(*fields))
         self.bytes += sum(len(image.encoded) for image in images)
 
     def close(self) -> Shard:

@@ -15,17 +15,19 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256
+from struct import Struct
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from xxhash import xxh3_64
 
 from pipelines.errors import DataError
 
 VERSION = 2
 MANIFEST = "manifest.json"
+INDEX = "index.parquet"  # of somebody else's files
+REPORT = "rejected.csv"  # files that were left out, and why
+_NUMBERS = Struct("<4q")
 
 COLUMNS = pa.schema(
     [
@@ -59,15 +61,25 @@ class Shard:
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> "Shard":
+        if not isinstance(raw["file"], str):
+            raise TypeError(f"a shard cannot be named {raw['file']!r}")
         return cls(raw["file"], raw["bytes"], tuple(raw["group_rows"]), tuple(raw["group_xxh3"]))
 
 
-def checksum(encoded: Iterable[bytes | memoryview], labels: NDArray[np.int64]) -> str:
-    """Of a row group: xxh3_64, in hex, of the encoded images end to end and then the labels as little-endian int64."""
+def checksum(
+    encoded: Iterable[bytes | memoryview],
+    labels: Iterable[int],
+    widths: Iterable[int],
+    heights: Iterable[int],
+    names: Iterable[str],
+) -> str:
+    """Of a row group: xxh3_64, in hex, of its images one after another; of each its length in bytes, label, width and
+    height, each as little-endian int64, its bytes, its name in UTF-8, and a zero."""
     digest = xxh3_64()
-    for image in encoded:
+    for image, label, width, height, name in zip(encoded, labels, widths, heights, names, strict=False):
+        digest.update(_NUMBERS.pack(len(image), label, width, height))
         digest.update(image)
-    digest.update(labels.astype("<i8").tobytes())
+        digest.update(name.encode() + b"\0")
     return digest.hexdigest()
 
 
@@ -154,14 +166,15 @@ class Manifest:
             manifest = cls(
                 shards=shards, statistics=statistics, references=references and References(**references), **raw
             )
+            manifest._check(where)
+        except DataError:
+            raise
         except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, DataError):
-                raise
             raise DataError(f"{where}: not a manifest of this program: {error}") from error
-        if sum(manifest.group_rows) != manifest.rows:
-            raise DataError(f"{where}: its row groups hold {sum(manifest.group_rows)} rows, not {manifest.rows}")
-        if len(manifest.group_xxh3) != len(manifest.group_rows):
-            raise DataError(
-                f"{where}: has {len(manifest.group_xxh3)} checksums of {len(manifest.group_rows)} row groups"
-            )
         return manifest
+
+    def _check(self, where: str) -> None:
+        if (rows := sum(self.group_rows)) != self.rows:
+            raise DataError(f"{where}: its row groups hold {rows} rows, not {self.rows}")
+        if len(self.group_xxh3) != len(self.group_rows):
+            raise DataError(f"{where}: has {len(self.group_xxh3)} checksums of {len(self.group_rows)} row groups")

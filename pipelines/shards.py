@@ -195,19 +195,14 @@ def _row_group(table: pa.Table, place: _Place) -> RowGroup:
     if place.index is not None:
         rows = place.index
         encoded = [encoded[row] for row in rows["row"].to_numpy() if row < len(encoded)]
-    labels = rows["label"].to_numpy().astype(np.int64)
-    found = checksum((image.data for image in encoded), labels)  # microseconds an image
+    labels, widths, heights = (rows[name].to_numpy().astype(np.int64) for name in ("label", "width", "height"))
+    names = rows["name"].to_pylist()
+    found = checksum((image.data for image in encoded), labels, widths, heights, names)  # microseconds an image
     if found != place.xxh3:
         raise DataError(
             f"{place} changed since it was prepared: its checksum is {found}, the manifest says {place.xxh3}"
         )
-    return RowGroup(
-        encoded=encoded,
-        labels=labels,
-        widths=rows["width"].to_numpy().astype(np.int64),
-        heights=rows["height"].to_numpy().astype(np.int64),
-        names=rows["name"].to_pylist(),
-    )
+    return RowGroup(encoded, labels, widths, heights, names)
 
 
 def _views(column: pa.ChunkedArray) -> list[NDArray[np.uint8]]:

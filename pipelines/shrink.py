@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from pipelines.audit import Refusal, opened
+from pipelines.audit import opened
 from pipelines.augment import rescaled
 
 _ORIENTATION = 0x0112  # EXIF and TIFF
@@ -48,6 +48,4 @@ def shrunk(encoded: bytes, to: Shrink) -> bytes:
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
         return Image.fromarray(((np.asarray(image, np.int64) + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode in ("F", "LAB"):
-        raise Refusal(f"of mode {image.mode}, which cannot be made smaller")
     return image.convert("RGB")

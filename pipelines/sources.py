@@ -1,10 +1,14 @@
 """Where images come from: folders of files, and the digits of the demo. Each is names, labels and a reader."""
 
+import errno
 import io
 import os
+import sys
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +19,17 @@ from pipelines.errors import DataError
 from pipelines.keys import Purpose
 
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
+# Why a file cannot be read for good; whatever else it may be concerns the disk, the network or the process.
+OF_THE_FILE = {
+    errno.ENOENT,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+}
+_NAMED = 10  # of folders that are passed over
 
 
 @dataclass(frozen=True)
@@ -27,18 +42,18 @@ class Source:
     labels: NDArray[np.int64]  # (n,)
     sizes: NDArray[np.int64]  # (n,) bytes; 0 where they are not known before an image is read
     read: Callable[[int], bytes]
+    places: tuple[Path, ...] = ()  # the folder or archive that is read, which nothing is written to
 
     def __len__(self) -> int:
         return len(self.names)
 
     def subset(self, indices: NDArray[np.int64]) -> "Source":
-        return Source(
-            self.description,
-            self.classes,
-            tuple(self.names[i] for i in indices),
-            self.labels[indices],
-            self.sizes[indices],
-            lambda i: self.read(int(indices[i])),
+        return replace(
+            self,
+            names=tuple(self.names[i] for i in indices),
+            labels=self.labels[indices],
+            sizes=self.sizes[indices],
+            read=lambda i: self.read(int(indices[i])),
         )
 
 
@@ -64,12 +79,9 @@ def folder(path: str | os.PathLike[str], classes: tuple[str, ...] | None = None)
     unknown = [name for name in names if name not in classes]
     if unknown:
         raise DataError(f"{root}: class {unknown[0]!r} is not among the training set's: {', '.join(classes[:20])}")
-    files: list[str] = []
-    labels: list[int] = []
-    for class_folder in folders:
-        found = sorted(_files_below(class_folder))
-        files += [str(p.relative_to(root)) for p in found]
-        labels += [classes.index(_text(class_folder.name))] * len(found)
+    files = sorted(_files_below(root, folders), key=lambda file: file.replace(os.sep, "\0"))  # folder by folder
+    label = {folder.name: classes.index(name) for folder, name in zip(folders, names, strict=True)}
+    labels = [label[file.split(os.sep, 1)[0]] for file in files]
     if not files:
         raise DataError(f"{root}: its {len(folders)} folders hold no files")
     return Source(
@@ -79,12 +91,18 @@ def folder(path: str | os.PathLike[str], classes: tuple[str, ...] | None = None)
         np.array(labels, dtype=np.int64),
         np.array([_size(root / file) for file in files], dtype=np.int64),
         lambda i: (root / files[i]).read_bytes(),
+        (root,),
     )
 
 
 def _size(file: Path) -> int:
-    """0 for a link to nowhere: reading it will tell."""
-    return file.stat().st_size if file.exists() else 0
+    """0 for a link to nowhere and the like: reading it will tell. Raises DataError."""
+    try:
+        return file.stat().st_size
+    except OSError as error:
+        if error.errno not in OF_THE_FILE:
+            _unreadable(error)
+        return 0
 
 
 def _text(name: str) -> str:
@@ -92,13 +110,36 @@ def _text(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _files_below(folder: Path) -> list[Path]:
-    return [
-        Path(parent) / name
-        for parent, folders, names in os.walk(folder, followlinks=True)
-        for name in names
-        if not name.startswith(".")
-    ]
+def _files_below(root: Path, folders: Sequence[Path]) -> list[str]:
+    """The files in the folders of `root`, relative to it. Links are followed after all else, and no folder is entered
+    twice: other ways to it are told of.
+
+    Raises DataError: a folder cannot be read.
+    """
+    seen = {root.resolve()}
+    files: list[str] = []
+    again: list[str] = []
+    waiting = deque(sorted(folders, key=Path.is_symlink))
+    while waiting:
+        for parent, below, names in os.walk(waiting.popleft(), onerror=_unreadable):
+            folder = Path(parent)
+            within = folder.relative_to(root)
+            if (resolved := folder.resolve()) in seen:
+                again.append(str(within))
+                below.clear()
+                continue
+            seen.add(resolved)
+            waiting.extend(folder / name for name in sorted(below) if (folder / name).is_symlink())
+            files += [f"{within}{os.sep}{name}" for name in names if not name.startswith(".")]
+    if again:
+        more = f" and {len(again) - _NAMED} more" if len(again) > _NAMED else ""
+        named = ", ".join(map(_text, again[:_NAMED]))
+        print(f"{root}: passed over, since they lead to what is in it already: {named}{more}", file=sys.stderr)
+    return files
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise DataError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
 
 
 def split(source: Source, fraction: float, seed: int) -> tuple[Source, Source]:

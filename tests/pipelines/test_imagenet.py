@@ -228,13 +228,19 @@ def test_an_archive_has_to_be_named(archives: Archives, tmp_path: Path, capsys: 
     assert capsys.readouterr().err == "verydeep: give --train, --val or both\n"
 
 
-def test_an_archive_cut_short_meanwhile_has_its_images_left_out(archives: Archives, tmp_path: Path) -> None:
+def test_an_archive_cut_short_meanwhile_ends_the_preparation_which_goes_on_when_it_is_whole(
+    archives: Archives, tmp_path: Path
+) -> None:
     shorter = tmp_path / "val.tar"
     shorter.write_bytes(archives.val.read_bytes())
     source = imagenet.validation(shorter, imagenet.devkit(archives.devkit))
     with shorter.open("r+b") as stream:
         stream.truncate(shorter.stat().st_size // 2)
-    manifest = prepare(source, tmp_path / "d")
-    assert 0 < manifest.rejected < 9
-    assert manifest.rows + manifest.rejected == 9
-    assert "cannot be read: " in (tmp_path / "d" / "rejected.csv").read_text()
+    with pytest.raises(
+        DataError, match=r"val\.tar: ILSVRC\S+ cannot be read: the archive has become shorter; the same"
+    ):
+        prepare(source, tmp_path / "d")
+    assert not (tmp_path / "d").exists()
+    with shorter.open("r+b") as stream:
+        stream.write(archives.val.read_bytes())
+    assert (prepare(source, tmp_path / "d").rows, DataSet.open(str(tmp_path / "d")).manifest.rejected) == (9, 0)

@@ -17,7 +17,8 @@ from pipelines.augment import Recipe
 from pipelines.errors import DataError
 from pipelines.loader import TrainingBatches
 from pipelines.order import Order
-from pipelines.prepare import REPORT, Layout, prepare
+from pipelines.prepare import Layout, prepare
+from pipelines.schema import REPORT
 from pipelines.shards import DataSet
 from pipelines.stream import Seat
 from tests.conftest import encoded
@@ -203,12 +204,22 @@ def test_interrupted_and_begun_again_gives_the_same_bits(
     assert a == b
 
 
-def test_strict_makes_a_bad_row_an_error_and_leaves_nothing(hub: Path, tmp_path: Path) -> None:
+def test_strict_stops_at_the_first_bad_row_and_keeps_what_is_finished(
+    hub: Path, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(hub, tmp_path / "copy", ignore=shutil.ignore_patterns("verydeep"))
+    table = pq.read_table(copy / "data" / "train-00000-of-00003.parquet")
+    pq.write_table(table.slice(1), copy / "data" / "train-00000-of-00003.parquet")
+    split, dest = parquet.splits(copy)["train"], copy / "verydeep" / "train"
     with pytest.raises(
-        DataError, match=r"5 of its 65 files cannot be trained on; the first, data/train\S+, row 0: t.jpg"
+        DataError, match=r"copy: data/train-00001\S+, row 0: c.jpg cannot be trained on: .* without --strict leaves"
     ):
-        parquet.refer(parquet.splits(hub)["train"], tmp_path / "d", strict=True)
-    assert list(tmp_path.iterdir()) == []
+        parquet.refer(split, dest, strict=True)
+    assert not dest.exists()
+    assert parquet.refer(split, dest).rejected == 4
+    assert "goes on after" in capsys.readouterr().err
+    with pytest.raises(DataError, match="train: is there already, without 4 files, see "):
+        parquet.refer(split, dest, strict=True)
 
 
 @pytest.mark.parametrize("suffix", ["", "/data"])
@@ -277,6 +288,13 @@ def test_row_groups_of_a_hundred_and_other_layouts_are_read(tmp_path: Path) -> N
     assert group.names == [f"0000:{i}" for i in range(8)]
 
 
+def test_images_without_a_path_are_named_after_their_file_whatever_its_name(tmp_path: Path) -> None:
+    rows = [(content, None, label) for content, _, label in tiny(4)]
+    write(tmp_path / "train-{x}.parquet", [rows])
+    parquet.refer(parquet.splits(tmp_path)["train"], tmp_path / "d")
+    assert DataSet.open(str(tmp_path / "d")).read_group(0).names == [f"train-{{x}}:{i}" for i in range(4)]
+
+
 def test_of_several_columns_of_numbers_one_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = tiny(6)
     write(tmp_path / "train-00000-of-00001.parquet", [rows], classes=None, coarse=pa.array([0, 1] * 3))
@@ -300,7 +318,21 @@ def test_what_cannot_be_taken_is_told_in_one_line(hub: Path, tmp_path: Path) -> 
         return tmp_path / name
 
     good = ("train-00000-of-00001.parquet", lambda f: write(f, [rows]))
+    ids = pa.array([0, 1, 2, 3, 4, 2**63], pa.uint64())
+    images = pa.array([content for content, *_ in rows])
     cases = [
+        (
+            lambda: parquet.splits(
+                set_of("m", ("train.parquet", lambda f: write(f, [[*rows, (*rows[0][:2], 10**9)]], None)))
+            ),
+            "'label' goes up to 1000000000 in 7 rows, so numbers no classes; name another column with --label",
+        ),
+        (
+            lambda: parquet.splits(
+                set_of("n", ("train.parquet", lambda f: pq.write_table(pa.table({"i": images, "id": ids}), f)))
+            ),
+            r"train\.parquet: 'id' are not labels: ",
+        ),
         (lambda: parquet.splits(tmp_path / "none"), "none: no such folder"),
         (
             lambda: parquet.splits(set_of("a", ("x.parquet", lambda f: write(f, [rows])))),

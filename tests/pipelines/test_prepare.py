@@ -1,5 +1,8 @@
+import csv
+import errno
 import itertools
 import json
+import os
 import re
 import shutil
 import signal
@@ -15,9 +18,11 @@ import pytest
 import xxhash
 from PIL import Image
 
-from pipelines import sources
+from pipelines import keys, sources
 from pipelines.errors import DataError
-from pipelines.prepare import REPORT, Layout, prepare
+from pipelines.keys import Purpose
+from pipelines.prepare import Layout, prepare
+from pipelines.schema import COLUMNS, MANIFEST, REPORT, checksum
 from pipelines.shards import DataSet
 from pipelines.sources import Source
 from tests.conftest import encoded
@@ -42,18 +47,27 @@ def test_every_image_arrives_byte_for_byte_with_its_label_and_size(picture_set: 
 def test_the_manifest_has_the_checksum_of_each_row_group(picture_set: DataSet) -> None:
     for g, expected in enumerate(picture_set.manifest.group_xxh3):
         group = picture_set.read_group(g)
-        content = b"".join(map(bytes, group.encoded)) + struct.pack(f"<{len(group.labels)}q", *group.labels)
+        content = b""
+        for i, image in enumerate(map(bytes, group.encoded)):
+            content += struct.pack("<4q", len(image), group.labels[i], group.widths[i], group.heights[i])
+            content += image + group.names[i].encode() + b"\0"
         assert xxhash.xxh3_64(content).hexdigest() == expected
 
 
-@pytest.mark.parametrize("what", ["image", "label"])
+def test_checksums_tell_apart_where_one_image_or_name_ends_and_the_next_begins() -> None:
+    rows = [(b"ab", b"c"), (0, 1), (5, 6), (7, 8), ("xy", "z")]
+    others = [[*rows], [(b"a", b"bc"), *rows[1:]], [*rows[:4], ("x", "yz")], [*rows[:2], (7, 8), (5, 6), rows[4]]]
+    assert len({checksum(*columns) for columns in others}) == 4
+
+
+@pytest.mark.parametrize("what", COLUMNS.names)
 def test_a_row_group_that_changed_since_it_was_prepared_is_told_of(
     picture_set: DataSet, tmp_path: Path, what: str
 ) -> None:
     place = shutil.copytree(str(picture_set.location), tmp_path / "copy")
     shard = place / "part-00001.parquet"
     content = bytearray(shard.read_bytes())
-    column = pq.read_metadata(shard).row_group(1).column(0 if what == "image" else 1)
+    column = pq.read_metadata(shard).row_group(1).column(COLUMNS.names.index(what))
     content[column.data_page_offset + column.total_compressed_size - 2] ^= 1
     shard.write_bytes(content)
     data = DataSet.open(str(place))
@@ -176,6 +190,119 @@ def test_what_is_finished_is_not_read_again(spoilt: Path, tmp_path: Path) -> Non
     assert read == []
 
 
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize("number", ["EIO", "ESTALE", "EMFILE", "ENFILE", "ENOMEM", "ENOTCONN"])
+def test_a_disk_or_a_network_that_fails_is_no_images_fault(spoilt: Path, tmp_path: Path, number: str) -> None:
+    source = sources.folder(spoilt)
+    reads = itertools.count()
+
+    def read(i: int) -> bytes:
+        if next(reads) >= 55:
+            raise OSError(getattr(errno, number), os.strerror(getattr(errno, number)))
+        return source.read(i)
+
+    with pytest.raises(DataError, match=rf"src: \w+/\S+ cannot be read: {os.strerror(getattr(errno, number))}; "):
+        prepare(replace(source, read=read), tmp_path / "d", layout=SMALL, threads=1)
+    assert not (tmp_path / "d").exists()
+    assert json.loads((tmp_path / ".d.part" / "state.json").read_text())["state"]["shards"]
+    assert prepare(source, tmp_path / "d", layout=SMALL).rejected == 2
+    prepare(source, tmp_path / "whole", layout=SMALL)
+    assert contents(tmp_path / "d") == contents(tmp_path / "whole")
+
+
+def test_files_that_will_never_be_read_are_left_out_with_the_reason(pictures: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(pictures, tmp_path / "src")
+    (root / "ant" / "gone.png").symlink_to("nowhere")
+    (root / "ant" / "round.png").symlink_to("round.png")
+    (root / "bee" / "long.png").symlink_to("x" * 300)
+    (root / "bee" / "through.png").symlink_to("01.jpeg/inside")
+    source = sources.folder(root)
+
+    def read(i: int) -> bytes:
+        if source.names[i] == "cat/02.png":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        if source.names[i] == "cat/05.jpeg":
+            raise IsADirectoryError(errno.EISDIR, "Is a directory")
+        return source.read(i)
+
+    assert prepare(replace(source, read=read), tmp_path / "d").rows == 58
+    with (tmp_path / "d" / REPORT).open(newline="") as stream:
+        assert dict(list(csv.reader(stream))[1:]) == {
+            "ant/gone.png": "cannot be read: No such file or directory",
+            "ant/round.png": "cannot be read: Too many levels of symbolic links",
+            "bee/long.png": "cannot be read: File name too long",
+            "bee/through.png": "cannot be read: Not a directory",
+            "cat/02.png": "cannot be read: Permission denied",
+            "cat/05.jpeg": "cannot be read: Is a directory",
+        }
+
+
+def test_folders_that_links_lead_to_again_are_passed_over_and_named(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = shutil.copytree(pictures, tmp_path / "src")
+    plain = sources.folder(root)
+    (root / "bee").rename(tmp_path / "bees")
+    shutil.copytree(pictures / "cat", tmp_path / "more" / "cats")
+    (root / "bee").symlink_to(tmp_path / "bees")  # a class of its own, whatever leads to it too
+    (root / "ant" / "again").symlink_to(".")
+    (root / "ant" / "others").symlink_to("../cat")
+    (root / "ant" / "up").symlink_to("..")
+    (root / "ant" / "bees").symlink_to(tmp_path / "bees")
+    (root / "cat" / "more").symlink_to(tmp_path / "more")
+    (root / "cat" / "too").symlink_to(tmp_path / "more" / "cats")
+    capsys.readouterr()
+    source = sources.folder(root)
+    more = [f"cat/more/cats/{p.name}" for p in (pictures / "cat").iterdir()]
+    assert sorted(source.names) == sorted([*plain.names, *more])
+    assert all(source.classes[k] == name.split("/")[0] for k, name in zip(source.labels, source.names, strict=True))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{root}: passed over, since they lead to what is in it already: ")
+    passed = line.rpartition(": ")[2].split(", ")
+    assert sorted(passed) == ["ant/again", "ant/bees", "ant/others", "ant/up", "cat/too"]
+    sources.folder(pictures)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_strict_stops_at_the_first_bad_file_and_what_is_finished_is_gone_on_from(
+    spoilt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = sources.folder(spoilt)
+    prepare(source, tmp_path / "whole", layout=SMALL)
+    reports = (tmp_path / "whole" / REPORT).read_text().splitlines()[1:]
+    read: list[int] = []
+    strictly = replace(source, read=lambda i: read.append(i) or source.read(i))
+    with pytest.raises(
+        DataError, match=r"src: \S+ cannot be trained on: .*; the same command without --strict"
+    ) as told:
+        prepare(strictly, tmp_path / "d", layout=SMALL, strict=True, threads=1)
+    assert "\n" not in str(told.value)
+    assert reports[0].split(",")[0] in str(told.value)
+    assert len(read) < 62
+    capsys.readouterr()
+    prepare(source, tmp_path / "d", layout=SMALL)
+    assert "goes on after" in capsys.readouterr().err
+    assert contents(tmp_path / "d") == contents(tmp_path / "whole")
+    with pytest.raises(DataError, match=r"d: is there already, without 2 files, see .*rejected\.csv"):
+        prepare(source, tmp_path / "d", layout=SMALL, strict=True)
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_strict_does_not_go_on_from_what_was_begun_with_files_left_out(spoilt: Path, tmp_path: Path) -> None:
+    source = sources.folder(spoilt)
+    bad = source.names.index("ant/05.jpeg")
+    seed = next(s for s in range(99) if bad in keys.permutation(62, s, 0, Purpose.PREPARATION_ORDER)[:9])
+    with pytest.raises(KeyboardInterrupt):
+        prepare(interrupting(source, 61), tmp_path / "d", layout=SMALL, seed=seed, threads=1)
+    state = (tmp_path / ".d.part" / "state.json").read_bytes()
+    assert json.loads(state)["state"]["tally"]["rejected"]
+    with pytest.raises(DataError, match=r"cannot be trained on: .*, remove \S+/\.d\.part and begin anew"):
+        prepare(source, tmp_path / "d", layout=SMALL, seed=seed, strict=True)
+    assert (tmp_path / ".d.part" / "state.json").read_bytes() == state
+    assert prepare(source, tmp_path / "d", layout=SMALL, seed=seed).rejected == 2
+
+
 def test_killed_and_begun_again_gives_the_same_bits(
     spoilt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -286,6 +413,30 @@ def test_a_split_is_by_class_and_reproducible(pictures: Path) -> None:
     assert np.bincount(val.labels).tolist() == [5, 5, 5]
     assert sources.split(source, 0.25, 7)[1].names == val.names
     assert sources.split(source, 0.25, 8)[1].names != val.names
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"group_rows": ["a"]},
+        {"group_rows": None},
+        {"group_rows": [[1]]},
+        {"group_rows": {"a": 1}},
+        {"file": 3},
+        {"bytes": None},
+        {"group_xxh3": 7},
+    ],
+)
+def test_manifests_that_are_none_are_told_of_in_one_line(
+    picture_set: DataSet, tmp_path: Path, change: dict[str, object]
+) -> None:
+    place = shutil.copytree(str(picture_set.location), tmp_path / "copy")
+    manifest = json.loads((place / MANIFEST).read_text())
+    manifest["shards"][0] |= change
+    (place / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"copy") as told:
+        DataSet.open(str(place))
+    assert "\n" not in str(told.value)
 
 
 def test_what_cannot_be_prepared_is_told_in_one_line(pictures: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pipelines.prepare import prepare
 from pipelines.shards import DataSet
 from pipelines.shrink import Shrink, shrunk
 from tests.conftest import encoded
-from tests.pipelines.test_audit import BAD, GOOD, saved, turned
+from tests.pipelines.test_audit import BAD, GOOD, UNTAKEN, saved, turned
 
 
 def opened(content: bytes) -> Image.Image:
@@ -105,7 +105,7 @@ def test_nothing_else_is_carried_over() -> None:
     assert set(opened(small).info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
 
 
-@pytest.mark.parametrize("name", [name for name in BAD if name != "bomb.png"])
+@pytest.mark.parametrize("name", [name for name in BAD if not BAD[name][1].startswith(UNTAKEN) and name != "bomb.png"])
 def test_damaged_files_are_found_though_less_of_them_is_decoded(name: str, tmp_path: Path) -> None:
     with pytest.raises(Refusal, match=BAD[name][1]):
         shrunk(BAD[name][0], Shrink(8))

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import stat
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -130,12 +131,22 @@ def _files_below(root: Path, folders: Sequence[Path]) -> list[str]:
                 continue
             seen.add(resolved)
             waiting.extend(folder / name for name in sorted(below) if (folder / name).is_symlink())
-            files += [f"{within}{os.sep}{name}" for name in names if not name.startswith(".")]
+            files += [
+                f"{within}{os.sep}{name}" for name in names if not name.startswith(".") and _is_file(folder / name)
+            ]
     if again:
         more = f" and {len(again) - _NAMED} more" if len(again) > _NAMED else ""
         named = ", ".join(map(_text, again[:_NAMED]))
         print(f"{root}: passed over, since they lead to what is in it already: {named}{more}", file=sys.stderr)
     return files
+
+
+def _is_file(path: Path) -> bool:
+    """Or a link that leads nowhere, which is told of when it is read; reading a pipe or a device might never end."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True
 
 
 def _unreadable(error: OSError) -> NoReturn:

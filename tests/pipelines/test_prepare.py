@@ -475,3 +475,9 @@ def test_what_cannot_be_prepared_is_told_in_one_line(pictures: Path, tmp_path: P
     (tmp_path / "small" / "part-00000.parquet").unlink()
     with pytest.raises(DataError, match=r"lacks part-00000\.parquet"):
         DataSet.open(str(tmp_path / "small"))
+
+
+def test_what_is_not_a_file_is_passed_over(pictures: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(pictures, tmp_path / "source"))
+    os.mkfifo(copy / "ant" / "pipe.jpg")
+    assert sources.folder(copy).names == sources.folder(pictures).names

@@ -106,7 +106,7 @@ class WholeBatches:
     ) -> None:
         first, last = part(data.rows, seat.rank, seat.world)
         widths, heights = data.read_sizes(first, last)
-        held = max(1, min(_CHUNK_ROWS, int(_CHUNK_BYTES * data.rows / data.bytes)))
+        held = max(1, min(_CHUNK_ROWS, int(_CHUNK_BYTES * data.rows / data.manifest.total_bytes)))
         shapes = augment.dense_windows(augment.rescaled(widths, heights, shorter), stride)
         self._plan = shape_batches(shapes, first, held)
 

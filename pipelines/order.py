@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipelines import keys
 from pipelines.keys import Purpose
-from pipelines.schema import Manifest
+from pipelines.schema import Manifest, first_rows
 
 Rows = NDArray[np.int64]
 
@@ -52,7 +52,7 @@ class Order:
     @cached_property
     def group_starts(self) -> Rows:
         """(groups + 1,): the first row of each row group, then the number of rows."""
-        return np.concatenate([[0], np.cumsum(self.group_rows)]).astype(np.int64)
+        return first_rows(self.group_rows)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -11,14 +11,16 @@ label, width, height and name as above, group and row (int32): the row group in 
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256
 from struct import Struct
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from xxhash import xxh3_64
 
 from pipelines.errors import DataError
@@ -104,6 +106,11 @@ class References:
     image: str
 
 
+def first_rows(group_rows: Sequence[int]) -> NDArray[np.int64]:
+    """(groups + 1,): the first row of each row group, then the number of rows."""
+    return np.concatenate([[0], np.cumsum(group_rows)]).astype(np.int64)
+
+
 @dataclass(frozen=True)
 class Manifest:
     """`identity`: a hash of what the data set was made from, and how; the same preparation is not made again."""
@@ -125,9 +132,14 @@ class Manifest:
         return tuple(n for shard in self.shards for n in shard.group_rows)
 
     @property
+    def total_bytes(self) -> int:
+        """Of all shards."""
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
     def group_bytes(self) -> float:
         """The mean size of a row group in its file."""
-        return sum(shard.bytes for shard in self.shards) / len(self.group_rows)
+        return self.total_bytes / len(self.group_rows)
 
     @property
     def group_xxh3(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from pyarrow import fs as arrow_fs
 
 from pipelines.errors import DataError, first_line
 from pipelines.location import Location, persistently
-from pipelines.schema import COLUMNS, INDEX_COLUMNS, MANIFEST, Manifest, Shard, checksum
+from pipelines.schema import COLUMNS, INDEX_COLUMNS, MANIFEST, Manifest, Shard, checksum, first_rows
 
 _AHEAD_BYTES = 128 << 20
 _READ_THREADS = 4  # they wait for Arrow's, or for the network
@@ -77,15 +77,10 @@ class DataSet:
     def rows(self) -> int:
         return self.manifest.rows
 
-    @property
-    def bytes(self) -> int:
-        """Of all shards."""
-        return sum(shard.bytes for shard in self.manifest.shards)
-
     @cached_property
     def group_starts(self) -> NDArray[np.int64]:
         """(groups + 1,): the first row of each row group, then the number of rows."""
-        return np.concatenate([[0], np.cumsum(self.manifest.group_rows)]).astype(np.int64)
+        return first_rows(self.manifest.group_rows)
 
     def groups_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """The row group that each row lies in."""

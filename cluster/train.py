@@ -1,251 +1,134 @@
 """The loop of one stage."""
 
-import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import asdict
+from enum import Enum
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import nn
 
-from cluster import checkpoint, exchange, init, optimise
-from cluster.checkpoint import Card, Checkpoint, Epoch, Progress
+from cluster import optimise, records
+from cluster.agree import Control, Undisturbed
+from cluster.attempt import Attempt, Stage, Stopped
+from cluster.checkpoint import Card
 from cluster.metrics import Meter, Totals
+from cluster.records import Log
 from cluster.settings import StageSettings
-from cluster.vgg import VGG
 from cluster.world import World
-from pipelines import keys
 from pipelines.augment import Recipe
 from pipelines.errors import TrainingError
-from pipelines.keys import Purpose
 from pipelines.loader import TrainingBatches, ValidationBatches
 from pipelines.order import Order
 from pipelines.schema import Manifest, Statistics
 from pipelines.shards import DataSet
 from pipelines.stream import Batch
 
-Log = Callable[[dict[str, Any]], None]
 
-_LINES_PER_EPOCH = 4
-_STEPS_PER_POINT = 50  # metrics at least this often, in steps
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage's work: `start` is the checkpoint that its net starts from, `folder` takes its own."""
-
-    name: str
-    settings: StageSettings
-    training_data: str
-    validation_data: str
-    folder: Path
-    start: Path | None = None
+class Outcome(Enum):
+    FINISHED = "finished"
+    STOPPED = "stopped"
 
 
-def train(stage: Stage, world: World, log: Log) -> Progress:
-    """Trains to the end, from the newest checkpoint if there is one. Every worker calls it; only rank 0 writes."""
+def train(stage: Stage, world: World, log: Log, control: Control | None = None) -> Outcome:
+    """Trains to the end, or until it is asked to stop, from the newest checkpoint if there is one.
+
+    Every worker calls it; only worker 0 writes. Raises TrainingError on all workers together, and DataError or
+    CheckpointError on the one that meets it.
+    """
     s = stage.settings
     training, validation = DataSet.open(stage.training_data), DataSet.open(stage.validation_data)
     order = Order.of(training.manifest, s.batch, s.seed)
-    card = _card(s, training.manifest)
-    net, optimiser, progress = _begin(stage, card, world)
-    model, meter = exchange.parallel(net, world), Meter(world)
-    first, last = (epochs * order.steps_per_epoch for epochs in (len(progress.epochs), s.epochs))
     recipe, middle = _recipes(s, training.manifest)
-    with (
-        closing(TrainingBatches(training, order, recipe, world.seat, first, last)) as batches,
-        closing(ValidationBatches(validation, middle, world.seat)) as checks,
-    ):
+    with ExitStack() as stack:
+        attempt = Attempt(stage, _card(s, training.manifest), order, world, control or Undisturbed(), log)
+        stack.enter_context(closing(attempt))
+        first = len(attempt.progress.epochs) * order.steps_per_epoch + attempt.progress.step
+        batches = TrainingBatches(training, order, recipe, world.seat, first, s.epochs * order.steps_per_epoch)
+        checks = ValidationBatches(validation, middle, world.seat)
+        stack.enter_context(closing(batches))
+        stack.enter_context(closing(checks))
         stream = iter(batches)
-        while not _over(progress, s):
-            number = len(progress.epochs)
-            rate = optimise.schedule(progress.accuracies, s.plateau).rate(s.learning_rate, s.plateau.factor)
-            optimise.set_rate(optimiser, rate)
-            torch.manual_seed(_dropout_seed(s.seed, number, world.rank))
-            started = time.monotonic()
-            report = _reporter(stage, number, rate, started, log)
-            totals = _epoch(model, optimiser, stream, order, meter, s.max_unreadable, report, log)
-            trained = time.monotonic()
-            checked = validate(net, checks, meter, validation.rows, log)
-            check_readable(checked, validation.rows, s.max_unreadable)
-            epoch = _result(totals, checked, rate, trained - started, time.monotonic() - started)
-            progress.epochs.append(epoch)
-            if world.rank == 0:
-                settings = s.model_dump(by_alias=True)
-                saved = Checkpoint(card, net.state_dict(), optimiser.state_dict(), progress, settings)
-                checkpoint.save(stage.folder, saved)
-                checkpoint.prune(stage.folder, {progress.best, number + 1})
-            log({"kind": "epoch", "stage": stage.name, "epoch": number + 1, "epochs": s.epochs, **asdict(epoch)})
-            log({"kind": "reading", "epoch": number + 1, "rank": world.rank, "read_per_used": batches.read_per_used})
-    return progress
+        try:
+            while not optimise.finished(s, attempt.progress.accuracies):
+                _epoch(attempt, stream)
+                began = time.monotonic()
+                checked = _validate(attempt, checks, validation.rows)
+                _conclude(attempt, checked, time.monotonic() - began)
+                read = batches.read_per_used
+                log({"kind": "reading", "epoch": len(attempt.progress.epochs), "rank": world.rank, "read_per_used": read})
+        except Stopped:
+            return Outcome.STOPPED
+    return Outcome.FINISHED
 
 
-def _card(s: StageSettings, training: Manifest) -> Card:
-    mean = _statistics(training).mean_rgb
-    return Card(s.net, training.classes, s.input_size, s.width, mean, s.pixel_std, s.scale, s.flip)
-
-
-def _recipes(s: StageSettings, training: Manifest) -> tuple[Recipe, Recipe]:
-    """What is done to images that are trained on, and to those that are validated with."""
-    statistics = _statistics(training)
-    return (
-        Recipe(s.scale, s.input_size, s.flip, s.colour_shift, s.pixel_std, statistics),
-        Recipe((s.test_scale,) * 2, s.input_size, False, 0.0, s.pixel_std, statistics),
-    )
-
-
-def _statistics(training: Manifest) -> Statistics:
-    assert training.statistics is not None  # of a job's training set, which was checked
-    return training.statistics
-
-
-def _result(totals: Totals, checked: Totals, rate: float, training_seconds: float, seconds: float) -> Epoch:
-    return Epoch(
-        loss=totals.loss,
-        accuracy=totals.accuracy,
-        validation_loss=checked.loss,
-        validation_accuracy=checked.accuracy,
-        validation_accuracy5=checked.accuracy5,
-        learning_rate=rate,
-        images_per_second=totals.images / training_seconds,
-        seconds=seconds,
-        unreadable=totals.unreadable,
-    )
-
-
-def _over(progress: Progress, s: StageSettings) -> bool:
-    return len(progress.epochs) >= s.epochs or optimise.schedule(progress.accuracies, s.plateau).finished
-
-
-def _begin(stage: Stage, card: Card, world: World) -> tuple[VGG, torch.optim.SGD, Progress]:
-    """The net, its optimiser and the epochs behind it: from the newest checkpoint, or new."""
-    s = stage.settings
-    net = card.build(s.dropout)
-    saved = checkpoint.newest(stage.folder)
-    if saved is not None:
-        net.load_state_dict(saved.weights)
-    else:
-        init.randomise(net, s.init.random, s.init.std, s.seed)
-        if stage.start is not None:
-            source = checkpoint.load(stage.start)
-            init.copy_from(net, source.card.net, source.weights)
-    net.to(world.device)
-    optimiser = optimise.sgd(net, s.learning_rate, s.momentum, s.weight_decay)
-    if saved is not None:
-        optimiser.load_state_dict(saved.optimiser)
-    return net, optimiser, saved.progress if saved is not None else Progress()
-
-
-def _epoch(
-    model: nn.Module,
-    optimiser: torch.optim.SGD,
-    stream: Iterator[Batch],
-    order: Order,
-    meter: Meter,
-    max_unreadable: float,
-    report: Callable[[int, int, Totals | None], None],
-    log: Log,
-) -> Totals:
-    """One pass over the training set."""
-    model.train()
-    steps = order.steps_per_epoch
-    points = _points(steps)
-    totals = Totals(0, 0.0, 0, 0)
-    for step in range(1, steps + 1):
-        batch = next(stream)
-        scores = model(batch.images)
-        losses = F.cross_entropy(scores, batch.labels, reduction="none")
-        optimiser.zero_grad(set_to_none=True)
-        exchange.mean_loss(losses, batch.total, meter.world).backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        meter.add(scores, batch.labels, losses, len(batch.replaced))
-        name_unreadable(batch, log)
-        point = meter.read() if step in points else None
-        report(step, steps, point)
-        if point is not None:
-            totals = totals + point
-            check_readable(totals, order.rows, max_unreadable)
+def _epoch(attempt: Attempt, stream: Iterator[Batch]) -> None:
+    """What is left of one pass over the training set."""
+    s, progress, order, watch = attempt.stage.settings, attempt.progress, attempt.order, attempt.watch
+    number, steps = len(progress.epochs), order.steps_per_epoch
+    points = records.points(steps)
+    counted, rates = progress.totals, attempt.rates()
+    attempt.net.train()
+    for at in range(progress.step, steps):
+        began = time.perf_counter()
+        with watch("input"):
+            batch = next(stream)
+        rate = optimise.rate(s, number * steps + at, steps, progress.accuracies)
+        optimise.set_rate(attempt.optimiser, rate)
+        scores, losses = attempt.step.gradients(batch, number * steps + at)
+        with watch("optimiser"):
+            norm = optimise.clip(attempt.parameters, s.clip_norm)
+            attempt.optimiser.step()
+            if attempt.average:
+                attempt.average.update(attempt.net)
+        with watch("report"):
+            attempt.meter.add(scores, batch.labels, losses, len(batch.replaced), norm)
+            records.name_unreadable(batch, attempt.log)
+            progress.step = at + 1
+            progress.seconds += time.perf_counter() - began
+            attempt.tell_step(batch)
+            if progress.step in points:
+                counted = _point(attempt, counted, rates, rate, points[progress.step])
+            attempt.heed()
+    totals = attempt.count()
     if totals.images != order.rows:
         raise TrainingError(f"an epoch of {order.rows} images has trained on {totals.images}")
-    return totals
 
 
-def validate(model: nn.Module, batches: ValidationBatches, meter: Meter, rows: int, log: Log) -> Totals:
+def _point(attempt: Attempt, before: Totals, rates: records.Rates, rate: float, line: bool) -> Totals:
+    """Tells of the steps since the totals were `before`; returns what they are now."""
+    now = attempt.count()
+    since, parts = now - before, attempt.watch.read()
+    if since.images:
+        attempt.tell(
+            "point",
+            line=line,
+            learning_rate=rate,
+            memory_bytes=flops.peak_memory(attempt.world.device),
+            **records.numbers(since),
+            **rates.read(since.images, parts),
+        )
+        attempt.tell("parts", **parts)
+    return now
+
+
+def _validate(attempt: Attempt, checks: ValidationBatches, rows: int) -> Totals:
     """Loss and accuracy on the middle crops of all `rows` images, each counted once."""
-    model.eval()
+    meter = Meter(attempt.world)
+    net = attempt.step.validated(attempt.average)
+    batches = iter(checks)
     with torch.inference_mode():
-        for batch in batches:
-            scores = model(batch.images)
-            losses = F.cross_entropy(scores, batch.labels, reduction="none")
-            meter.add(scores, batch.labels, losses, len(batch.replaced))
-            name_unreadable(batch, log)
+        for _ in range(checks.most):
+            batch = next(batches, None)
+            if batch is not None:
+                scores = net(batch.images)
+                losses = F.cross_entropy(scores, batch.labels, reduction="none")
+                meter.add(scores, batch.labels, losses, len(batch.replaced))
+                records.name_unreadable(batch, attempt.log)
+            attempt.tell("tick")
+            attempt.heed()
     totals = meter.read()
     if totals.images != rows:
         raise TrainingError(f"a validation set of {rows} images had {totals.images} looked at")
+    check_readable(totals, rows, attempt.stage.settings.max_unreadable)
     return totals
-
-
-def name_unreadable(batch: Batch, log: Log) -> None:
-    """Tells of a batch's images that could not be decoded."""
-    for image in batch.replaced:
-        log({"kind": "unreadable", "name": image.name, "reason": image.reason})
-
-
-def check_readable(totals: Totals, rows: int, most: float) -> None:
-    """Raises TrainingError, on all workers, if more than the share `most` of `rows` images could not be decoded."""
-    if totals.unreadable > most * rows:
-        raise TrainingError(
-            f"{totals.unreadable} of {rows} images cannot be decoded, more than max_unreadable ({most:g}) allows; "
-            "they are named above and in MLflow: prepare the data set again"
-        )
-
-
-def _reporter(
-    stage: Stage, epoch: int, rate: float, started: float, log: Log
-) -> Callable[[int, int, Totals | None], None]:
-    """Tells of a step: a tick for the progress bar, and where there are totals of the steps since, a point."""
-    images, lines = 0, 0
-
-    def report(step: int, steps: int, totals: Totals | None) -> None:
-        nonlocal images, lines
-        where = {"stage": stage.name, "epoch": epoch + 1, "epochs": stage.settings.epochs, "step": step, "steps": steps}
-        if totals is None:
-            log({"kind": "tick", **where})
-            return
-        if not math.isfinite(totals.loss):
-            raise TrainingError(
-                f"stage {stage.name}: the loss is {totals.loss} in epoch {epoch + 1} before step {step}; "
-                f"the learning rate was {rate:g}. Checkpoints of earlier epochs are kept"
-            )
-        images += totals.images
-        line = step * _LINES_PER_EPOCH // steps
-        log(
-            {
-                "kind": "point",
-                **where,
-                "loss": totals.loss,
-                "accuracy": totals.accuracy,
-                "learning_rate": rate,
-                "images_per_second": images / (time.monotonic() - started),
-                "line": line > lines and step < steps,
-            }
-        )
-        lines = line
-
-    return report
-
-
-def _points(steps: int) -> set[int]:
-    """The steps after which the meter is read, the last one of the epoch among them."""
-    n = max(_LINES_PER_EPOCH, math.ceil(steps / _STEPS_PER_POINT))
-    return {math.ceil(k * steps / n) for k in range(1, n + 1)}
-
-
-def _dropout_seed(seed: int, epoch: int, rank: int) -> int:
-    high, low = (int(w) for w in keys.words(seed, epoch, np.array([rank]), Purpose.DROPOUT)[0, :2])
-    return high << 31 | low >> 1

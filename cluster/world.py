@@ -1,12 +1,16 @@
 """Which worker this is, as a value."""
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from pipelines.stream import Seat
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,3 +36,10 @@ class World:
         if self.size > 1:
             dist.all_reduce(values)
         return values
+
+    def from_first(self, value: T) -> T:
+        """Worker 0's `value`; every worker has to call it."""
+        box = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]

@@ -72,6 +72,8 @@ class ValidationBatches:
     def __init__(self, data: DataSet, recipe: Recipe, seat: Seat) -> None:
         first, last = part(data.rows, seat.rank, seat.world)
         self._plan = [np.arange(a, min(a + _VALIDATION_BATCH, last)) for a in range(first, last, _VALIDATION_BATCH)]
+        largest = max(b - a for a, b in (part(data.rows, rank, seat.world) for rank in range(seat.world)))
+        self.most = -(-largest // _VALIDATION_BATCH)  # batches of the worker that has the most
 
         def feed(_: int, images: Images) -> tuple[graphs.Feed, Windows]:
             return _crop_feed(images, augment.centre_draws(recipe, images.widths, images.heights), recipe)

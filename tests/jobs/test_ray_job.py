@@ -1,6 +1,7 @@
 """The main job as users start it: `ray start --head`, then `ray job submit jobs/demo.yaml`. Some minutes."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -118,10 +119,11 @@ def test_a_copy_of_the_repository_is_submitted_from_another_folder(
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, copy / name)
     job = copy / "jobs" / "demo.yaml"  # changed, so that it is certainly this copy that runs, and short
-    job.write_text(job.read_text().replace("name: demo", "name: copied"))
-    short = [argument for stage in STAGES for argument in ("--set", f"stages.{stage}.epochs=1")]
-    output = submit(copy, ray_environment, "--working-dir", ".", "--", "jobs/demo.yaml", *short)
+    kept = [line for line in job.read_text().splitlines() if not re.match(r"  (e-large|e-jitter|multi-scale):", line)]
+    text = "\n".join(kept).replace("name: demo", "name: copied").replace("[a, e, e-large, e-jitter]", "[e]")
+    job.write_text(text.replace("epochs: 12", "epochs: 1"))
+    output = submit(copy, ray_environment, "--working-dir", ".", "--", "jobs/demo.yaml")
     assert "copied: 1438 images" in output
     parent, children = runs(home, "copied")
-    assert set(children) == set(STAGES)
+    assert set(children) == {"a", "e"}
     assert {run.info.status for run in (parent, *children.values())} == {"FINISHED"}

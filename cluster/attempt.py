@@ -2,34 +2,36 @@
 
 import math
 import time
-from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
-import torch
+from torch import nn
 
-from cluster import checkpoint, init, optimise
+from cluster import checkpoint, init, optimise, schedule
 from cluster.agree import Agreement, Control, Wish
-from cluster.checkpoint import Card, Checkpoint, Epoch, Progress, Writer
+from cluster.average import Average
+from cluster.checkpoint import Card, Checkpoint, Epoch, Progress
 from cluster.metrics import Meter, Totals
-from cluster.optimise import Average
-from cluster.records import Log, check_readable
+from cluster.records import Log, Speed, check_readable, name_unreadable, numbers
 from cluster.settings import CheckpointSettings, StageSettings
 from cluster.step import Step
 from cluster.stopwatch import Stopwatch
 from cluster.vgg import VGG
 from cluster.world import World
+from cluster.writer import Writer
 from pipelines.errors import TrainingError
 from pipelines.location import Location
 from pipelines.order import Order
+from pipelines.stream import Batch
 
 
 @dataclass(frozen=True)
 class Stage:
     """One stage's work.
 
-    `folder` takes its checkpoints and `start` is the one that its net starts from: whole paths or URIs. `run` is its
-    run in MLflow. With `ledger`, the rows of every step are told of.
+    `folder` takes its checkpoints, and `start` is the one that its net starts from: whole paths or URIs. `run`: in
+    MLflow. `ledger`: the rows of every step are told of. `synchronise`: see `Stopwatch`.
     """
 
     name: str
@@ -41,51 +43,92 @@ class Stage:
     run: str | None = None
     checkpoints: CheckpointSettings = CheckpointSettings()
     ledger: bool = False
+    synchronise: bool = False
 
 
-class Stopped(Exception):  # noqa: N818 - no error
-    """All workers end here, at the same step; its checkpoint is on its way."""
+class Stopped(Exception):  # noqa: N818 - it is no error
+    """All workers end here, at the same step, whose checkpoint is on its way."""
 
 
 class Attempt:
-    """What a stage is while it is under way. All workers make one together and call its methods together."""
+    """A stage that is under way. Every worker makes one, and calls its methods when the others do."""
 
     def __init__(self, stage: Stage, card: Card, order: Order, world: World, control: Control, log: Log) -> None:
-        s = stage.settings
-        self.stage, self.order, self.world, self.log = stage, order, world, log
-        self.card, self._control = card, control
-        saved = _newest(Location.of(stage.folder), world)
+        """Raises CheckpointError, and what `Step` raises."""
+        s, folder = stage.settings, Location.of(stage.folder)
+        self.stage, self.card, self.order, self.world = stage, card, order, world
+        self.log, self._control = log, control
+        saved = _newest(folder, world)
         self.progress = saved.progress if saved else Progress()
         self.net = _net(stage, card, saved).to(world.device)
+        optimise.freeze(self.net, s)
+        self.watch = Stopwatch(world.device, stage.synchronise)
+        self.step = Step(self.net, world, s, order, self.watch)
         self.optimiser = optimise.sgd(self.net, s)
+        self.average = Average(self.net, s.average_decay) if s.average_decay else None
         if saved:
             optimise.restore(self.optimiser, self.net, saved.momentum)
-        self.average = _average(s, self.net, saved)
-        self.watch = Stopwatch(world.device)
-        self.step = Step(self.net, world, s, order, self.watch)
-        self.meter = Meter(world)
+            if self.average and saved.average:
+                self.average.restore(saved.average)
+        self.parameters: list[nn.Parameter] = [p for p in self.net.parameters() if p.requires_grad]
+        self.meter, self.rate = Meter(world), s.learning_rate
+        self.speed = Speed(s, len(card.classes), world)
         self._agreement = Agreement(world)
-        self._writer = Writer(Location.of(stage.folder), stage.checkpoints.keep) if world.rank == 0 else None
+        self._writer = Writer(folder, stage.checkpoints.keep) if world.rank == 0 else None
         self._saved_at = time.monotonic()
 
-    def count(self) -> Totals:
-        """What the epoch comes to so far, over all workers. Raises TrainingError if it should not go on."""
-        before, new = self.progress.totals, self.meter.read()
-        if new.images and not math.isfinite(new.loss):
-            raise TrainingError(self._not_finite(before, new))
-        self.progress.totals = before + new
-        check_readable(self.progress.totals, self.order.rows, self.stage.settings.max_unreadable)
-        return self.progress.totals
+    def tell(self, kind: str, **content: Any) -> None:
+        """A record of this place in training."""
+        progress, s = self.progress, self.stage.settings
+        where = {"epoch": len(progress.epochs) + 1, "epochs": s.epochs, "step": progress.step}
+        self.log({"kind": kind, "stage": self.stage.name, **where, "steps": self.order.steps_per_epoch, **content})
+
+    def set_rate(self, step: int) -> None:
+        """`step`: counted over all epochs."""
+        s, steps = self.stage.settings, self.order.steps_per_epoch
+        self.rate = schedule.rate(s, step, steps, self.progress.accuracies)
+        optimise.set_rate(self.optimiser, self.rate)
+
+    def tell_step(self, batch: Batch) -> None:
+        """Of a step that is done, to be told by every worker."""
+        self.tell("tick")
+        name_unreadable(batch, self.log)
+        if self.stage.ledger:
+            self.tell("rows", rank=self.world.rank, rows=batch.rows.tolist())
+
+    def point(self, line: bool = False) -> None:
+        """Tells what the steps since the last point came to. Raises TrainingError if training should not go on."""
+        since, reading = self.meter.read(), self.watch.read()
+        if not since.images:
+            return
+        if not math.isfinite(since.loss):
+            raise TrainingError(self._not_finite(since))
+        progress, waiting = self.progress, reading.parts["input"]
+        progress.totals += since
+        progress.seconds += reading.seconds
+        progress.waiting += waiting
+        check_readable(progress.totals, self.order.rows, self.stage.settings.max_unreadable)
+        speed = self.speed.numbers(since.images, reading.seconds, waiting)
+        self.tell("point", line=line, learning_rate=self.rate, **numbers(since), **speed)
+        self.tell("parts", **asdict(reading))
 
     def heed(self) -> None:
-        """Does what the workers agreed on one call ago. Raises Stopped."""
-        wish = self._agreement.exchange(max(self._control.wish(), self._due()))
-        if wish is Wish.LOOK:
-            wish = self._control.look()
-        if wish >= Wish.SAVE:
+        """Does what the workers agreed on at the last call: saves, and at their wish ends. Raises Stopped."""
+        wish = self.agree()
+        if wish is Wish.SAVE:
             self.save()
         if wish is Wish.STOP:
-            raise Stopped
+            self.stop()
+
+    def stop(self) -> None:
+        """Raises Stopped."""
+        self.save()
+        raise Stopped
+
+    def agree(self) -> Wish:
+        """What the workers agreed on at the last call."""
+        wish = self._agreement.exchange(max(self._control.wish(), self._due()))
+        return self._control.look() if wish is Wish.LOOK else wish
 
     def end_epoch(self, epoch: Epoch) -> None:
         self.progress = Progress([*self.progress.epochs, epoch])
@@ -93,7 +136,7 @@ class Attempt:
 
     def save(self) -> None:
         """Worker 0 writes a checkpoint, while training goes on."""
-        self.count()
+        self.point()
         self._saved_at = time.monotonic()
         if self._writer is not None:
             self._writer.save(
@@ -109,7 +152,7 @@ class Attempt:
             )
 
     def close(self) -> None:
-        """Waits for the checkpoints that are being written. Raises CheckpointError if one cannot be."""
+        """Waits for what is being written. Raises CheckpointError if it cannot be."""
         if self._writer is not None:
             self._writer.close()
 
@@ -118,23 +161,23 @@ class Attempt:
         due = self.world.rank == 0 and time.monotonic() - self._saved_at >= every
         return Wish.SAVE if due else Wish.NONE
 
-    def _not_finite(self, before: Totals, new: Totals) -> str:
-        epoch, step = len(self.progress.epochs) + 1, self.progress.step
-        last = f"it was {before.loss:.4g} before" if before.images else "it had no other in this epoch"
+    def _not_finite(self, since: Totals) -> str:
+        before = self.progress.totals
+        last = f"it was {before.loss:.4g} before" if before.images else "it is the first one of the epoch"
         return (
-            f"stage {self.stage.name}: the loss is {new.loss} in epoch {epoch} before step {step + 1}; {last}, the "
-            f"gradient's norm is {new.gradient_norm:.4g}, the learning rate "
-            f"{self.optimiser.param_groups[0]['lr']:g}. Checkpoints of before are kept"
+            f"stage {self.stage.name}: the loss is {since.loss} in epoch {len(self.progress.epochs) + 1} before step "
+            f"{self.progress.step + 1}; {last}; the gradient's norm is {since.gradient_norm:.4g}, the learning rate "
+            f"{self.rate:g}. Checkpoints of before are kept"
         )
 
 
 def _newest(folder: Location, world: World) -> Checkpoint | None:
-    """The one that worker 0 finds, for all: another may see a file less, or more."""
+    """The one that worker 0 finds, for all: another one may see a file more, or less."""
     saved = checkpoint.newest(folder) if world.rank == 0 else None
-    name = world.from_first(checkpoint.name_of(saved.progress) if saved else None)
-    if world.rank == 0 or name is None:
+    place = world.from_first((len(saved.progress.epochs), saved.progress.step) if saved else None)
+    if world.rank == 0 or place is None:
         return saved
-    return checkpoint.load(folder / name)
+    return checkpoint.load(checkpoint.path_of(folder, *place))
 
 
 def _net(stage: Stage, card: Card, saved: Checkpoint | None) -> VGG:

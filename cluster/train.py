@@ -2,19 +2,18 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict
 from enum import Enum
 
-import torch
-
-from cluster import optimise, records
-from cluster.agree import Control, Undisturbed
+from cluster import chance, optimise, records, schedule
+from cluster.agree import Control, Undisturbed, Wish
 from cluster.attempt import Attempt, Stage, Stopped
 from cluster.checkpoint import Card
 from cluster.metrics import Meter, Totals
 from cluster.records import Log
 from cluster.settings import StageSettings
+from cluster.step import loss
 from cluster.world import World
 from pipelines.augment import Recipe
 from pipelines.errors import TrainingError
@@ -33,8 +32,8 @@ class Outcome(Enum):
 def train(stage: Stage, world: World, log: Log, control: Control | None = None) -> Outcome:
     """Trains to the end, or until it is asked to stop, from the newest checkpoint if there is one.
 
-    Every worker calls it; only worker 0 writes. Raises TrainingError on all workers together, and DataError or
-    CheckpointError on the one that meets it.
+    Every worker calls it; worker 0 writes. Raises TrainingError, on all workers together, if training should not go
+    on, and DataError or CheckpointError on the worker that meets it.
     """
     s = stage.settings
     training, validation = DataSet.open(stage.training_data), DataSet.open(stage.validation_data)
@@ -43,92 +42,100 @@ def train(stage: Stage, world: World, log: Log, control: Control | None = None) 
     with ExitStack() as stack:
         attempt = Attempt(stage, _card(s, training.manifest), order, world, control or Undisturbed(), log)
         stack.enter_context(closing(attempt))
-        first = len(attempt.progress.epochs) * order.steps_per_epoch + attempt.progress.step
-        batches = TrainingBatches(training, order, recipe, world.seat, first, s.epochs * order.steps_per_epoch)
-        checks = ValidationBatches(validation, middle, world.seat)
+        done = len(attempt.progress.epochs) * order.steps_per_epoch + attempt.progress.step
+        batches = TrainingBatches(training, order, recipe, world.seat, done, s.epochs * order.steps_per_epoch)
         stack.enter_context(closing(batches))
+        checks = ValidationBatches(validation, middle, world.seat)
         stack.enter_context(closing(checks))
         stream = iter(batches)
         try:
-            while not optimise.finished(s, attempt.progress.accuracies):
+            while not schedule.finished(s, attempt.progress.accuracies):
                 _epoch(attempt, stream)
                 began = time.monotonic()
                 checked = _validate(attempt, checks, validation.rows)
                 _conclude(attempt, checked, time.monotonic() - began)
-                read = batches.read_per_used
-                log({"kind": "reading", "epoch": len(attempt.progress.epochs), "rank": world.rank, "read_per_used": read})
+                attempt.tell("reading", rank=world.rank, read_per_used=batches.read_per_used)
         except Stopped:
             return Outcome.STOPPED
     return Outcome.FINISHED
 
 
 def _epoch(attempt: Attempt, stream: Iterator[Batch]) -> None:
-    """What is left of one pass over the training set."""
-    s, progress, order, watch = attempt.stage.settings, attempt.progress, attempt.order, attempt.watch
-    number, steps = len(progress.epochs), order.steps_per_epoch
+    """What is left of one pass over the training set. Raises Stopped."""
+    progress, order, watch = attempt.progress, attempt.order, attempt.watch
+    done, steps = len(progress.epochs) * order.steps_per_epoch, order.steps_per_epoch
     points = records.points(steps)
-    counted, rates = progress.totals, attempt.rates()
-    attempt.net.train()
-    for at in range(progress.step, steps):
-        began = time.perf_counter()
+    watch.read()  # what was before is no step's
+    for step in range(progress.step, steps):
         with watch("input"):
             batch = next(stream)
-        rate = optimise.rate(s, number * steps + at, steps, progress.accuracies)
-        optimise.set_rate(attempt.optimiser, rate)
-        scores, losses = attempt.step.gradients(batch, number * steps + at)
+        scores, losses = attempt.step.gradients(batch, done + step)
         with watch("optimiser"):
-            norm = optimise.clip(attempt.parameters, s.clip_norm)
+            attempt.set_rate(done + step)
+            norm = optimise.clip(attempt.parameters, attempt.stage.settings.clip_norm)
             attempt.optimiser.step()
             if attempt.average:
-                attempt.average.update(attempt.net)
+                attempt.average.update(attempt.net, done + step + 1)
         with watch("report"):
             attempt.meter.add(scores, batch.labels, losses, len(batch.replaced), norm)
-            records.name_unreadable(batch, attempt.log)
-            progress.step = at + 1
-            progress.seconds += time.perf_counter() - began
+            progress.step = step + 1
             attempt.tell_step(batch)
             if progress.step in points:
-                counted = _point(attempt, counted, rates, rate, points[progress.step])
+                attempt.point(line=points[progress.step])
             attempt.heed()
-    totals = attempt.count()
-    if totals.images != order.rows:
-        raise TrainingError(f"an epoch of {order.rows} images has trained on {totals.images}")
-
-
-def _point(attempt: Attempt, before: Totals, rates: records.Rates, rate: float, line: bool) -> Totals:
-    """Tells of the steps since the totals were `before`; returns what they are now."""
-    now = attempt.count()
-    since, parts = now - before, attempt.watch.read()
-    if since.images:
-        attempt.tell(
-            "point",
-            line=line,
-            learning_rate=rate,
-            memory_bytes=flops.peak_memory(attempt.world.device),
-            **records.numbers(since),
-            **rates.read(since.images, parts),
-        )
-        attempt.tell("parts", **parts)
-    return now
+    if progress.totals.images != order.rows:
+        raise TrainingError(f"an epoch of {order.rows} images has trained on {progress.totals.images}")
 
 
 def _validate(attempt: Attempt, checks: ValidationBatches, rows: int) -> Totals:
-    """Loss and accuracy on the middle crops of all `rows` images, each counted once."""
-    meter = Meter(attempt.world)
-    net = attempt.step.validated(attempt.average)
-    batches = iter(checks)
-    with torch.inference_mode():
-        for _ in range(checks.most):
+    """Loss and accuracy on the middle crops of all `rows` images, each counted once. Raises Stopped."""
+    meter, batches, wish = Meter(attempt.world), iter(checks), Wish.NONE
+    with attempt.average.inside(attempt.net) if attempt.average else nullcontext():
+        for _ in range(checks.most):  # equally often on all workers
             batch = next(batches, None)
             if batch is not None:
-                scores = net(batch.images)
-                losses = F.cross_entropy(scores, batch.labels, reduction="none")
-                meter.add(scores, batch.labels, losses, len(batch.replaced))
+                scores = attempt.step.evaluate(batch.images)
+                meter.add(scores, batch.labels, loss(scores, batch.labels), len(batch.replaced))
                 records.name_unreadable(batch, attempt.log)
             attempt.tell("tick")
-            attempt.heed()
+            if (wish := attempt.agree()) is Wish.STOP:
+                break
+    if wish is Wish.STOP:
+        attempt.stop()
     totals = meter.read()
     if totals.images != rows:
         raise TrainingError(f"a validation set of {rows} images had {totals.images} looked at")
-    check_readable(totals, rows, attempt.stage.settings.max_unreadable)
+    records.check_readable(totals, rows, attempt.stage.settings.max_unreadable)
     return totals
+
+
+def _conclude(attempt: Attempt, checked: Totals, validating: float) -> None:
+    """Ends an epoch: its numbers, a checkpoint, and a word if it has learnt nothing."""
+    progress, s = attempt.progress, attempt.stage.settings
+    speed = attempt.speed.numbers(progress.totals.images, progress.seconds, progress.waiting)
+    epoch = records.result(progress.totals, checked, attempt.rate, speed, progress.seconds + validating)
+    attempt.tell("epoch", **asdict(epoch))
+    attempt.end_epoch(epoch)
+    losses = [past.loss for past in attempt.progress.epochs]
+    accuracies = [past.accuracy for past in attempt.progress.epochs]
+    if text := chance.warning(s, losses, accuracies, len(attempt.card.classes), attempt.order.steps_per_epoch):
+        attempt.tell("warning", text=f"stage {attempt.stage.name}: {text}")
+
+
+def _card(s: StageSettings, training: Manifest) -> Card:
+    mean = _statistics(training).mean_rgb
+    return Card(s.net, training.classes, s.input_size, s.width, mean, s.pixel_std, s.scale, s.flip, s.batch_norm)
+
+
+def _recipes(s: StageSettings, training: Manifest) -> tuple[Recipe, Recipe]:
+    """What is done to images that are trained on, and to those that are validated with."""
+    statistics = _statistics(training)
+    return (
+        Recipe(s.scale, s.input_size, s.flip, s.colour_shift, s.pixel_std, statistics),
+        Recipe((s.test_scale,) * 2, s.input_size, False, 0.0, s.pixel_std, statistics),
+    )
+
+
+def _statistics(training: Manifest) -> Statistics:
+    assert training.statistics is not None  # of a job's training set, which was checked
+    return training.statistics

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cluster import checkpoint, exchange, init, optimise
+from cluster import checkpoint, exchange, init, optimise, schedule
 from cluster.checkpoint import Card, Checkpoint, Epoch, Progress
 from cluster.metrics import Meter, Totals
 from cluster.settings import StageSettings
@@ -64,16 +64,15 @@ def train(stage: Stage, world: World, log: Log) -> Progress:
         stream = iter(batches)
         while not _over(progress, s):
             number = len(progress.epochs)
-            rate = optimise.schedule(progress.accuracies, s.plateau).rate(s.learning_rate, s.plateau.factor)
-            optimise.set_rate(optimiser, rate)
+            rates = _rates(s, order, progress)
             torch.manual_seed(_dropout_seed(s.seed, number, world.rank))
             started = time.monotonic()
-            report = _reporter(stage, number, rate, started, log)
-            totals = _epoch(model, optimiser, stream, order, meter, s.max_unreadable, report, log)
+            report = _reporter(stage, number, rates, started, log)
+            totals = _epoch(model, optimiser, rates, s, stream, order, meter, report, log)
             trained = time.monotonic()
             checked = validate(net, checks, meter, validation.rows, log)
             check_readable(checked, validation.rows, s.max_unreadable)
-            epoch = _result(totals, checked, rate, trained - started, time.monotonic() - started)
+            epoch = _result(totals, checked, rates[0], trained - started, time.monotonic() - started)
             progress.epochs.append(epoch)
             if world.rank == 0:
                 settings = s.model_dump(by_alias=True)
@@ -119,7 +118,14 @@ def _result(totals: Totals, checked: Totals, rate: float, training_seconds: floa
 
 
 def _over(progress: Progress, s: StageSettings) -> bool:
-    return len(progress.epochs) >= s.epochs or optimise.schedule(progress.accuracies, s.plateau).finished
+    return schedule.finished(s, progress.accuracies)
+
+
+def _rates(s: StageSettings, order: Order, progress: Progress) -> list[float]:
+    """The learning rate of each step of the epoch that comes next."""
+    steps = order.steps_per_epoch
+    first = len(progress.epochs) * steps
+    return [schedule.rate(s, first + step, steps, progress.accuracies) for step in range(steps)]
 
 
 def _begin(stage: Stage, card: Card, world: World) -> tuple[VGG, torch.optim.SGD, Progress]:
@@ -135,7 +141,8 @@ def _begin(stage: Stage, card: Card, world: World) -> tuple[VGG, torch.optim.SGD
             source = checkpoint.load(stage.start)
             init.copy_from(net, source.card.net, source.weights)
     net.to(world.device)
-    optimiser = optimise.sgd(net, s.learning_rate, s.momentum, s.weight_decay)
+    optimise.freeze(net, s)
+    optimiser = optimise.sgd(net, s)
     if saved is not None:
         optimiser.load_state_dict(saved.optimiser)
     return net, optimiser, saved.progress if saved is not None else Progress()
@@ -144,10 +151,11 @@ def _begin(stage: Stage, card: Card, world: World) -> tuple[VGG, torch.optim.SGD
 def _epoch(
     model: nn.Module,
     optimiser: torch.optim.SGD,
+    rates: list[float],
+    s: StageSettings,
     stream: Iterator[Batch],
     order: Order,
     meter: Meter,
-    max_unreadable: float,
     report: Callable[[int, int, Totals | None], None],
     log: Log,
 ) -> Totals:
@@ -159,9 +167,11 @@ def _epoch(
     for step in range(1, steps + 1):
         batch = next(stream)
         scores = model(batch.images)
-        losses = F.cross_entropy(scores, batch.labels, reduction="none")
+        losses = F.cross_entropy(scores, batch.labels, reduction="none", label_smoothing=s.label_smoothing)
         optimiser.zero_grad(set_to_none=True)
         exchange.mean_loss(losses, batch.total, meter.world).backward()  # type: ignore[no-untyped-call]
+        optimise.clip(model.parameters(), s.clip_norm)
+        optimise.set_rate(optimiser, rates[step - 1])
         optimiser.step()
         meter.add(scores, batch.labels, losses, len(batch.replaced))
         name_unreadable(batch, log)
@@ -169,7 +179,7 @@ def _epoch(
         report(step, steps, point)
         if point is not None:
             totals = totals + point
-            check_readable(totals, order.rows, max_unreadable)
+            check_readable(totals, order.rows, s.max_unreadable)
     if totals.images != order.rows:
         raise TrainingError(f"an epoch of {order.rows} images has trained on {totals.images}")
     return totals
@@ -206,7 +216,7 @@ def check_readable(totals: Totals, rows: int, most: float) -> None:
 
 
 def _reporter(
-    stage: Stage, epoch: int, rate: float, started: float, log: Log
+    stage: Stage, epoch: int, rates: list[float], started: float, log: Log
 ) -> Callable[[int, int, Totals | None], None]:
     """Tells of a step: a tick for the progress bar, and where there are totals of the steps since, a point."""
     images, lines = 0, 0
@@ -220,7 +230,7 @@ def _reporter(
         if not math.isfinite(totals.loss):
             raise TrainingError(
                 f"stage {stage.name}: the loss is {totals.loss} in epoch {epoch + 1} before step {step}; "
-                f"the learning rate was {rate:g}. Checkpoints of earlier epochs are kept"
+                f"the learning rate was {rates[step - 1]:g}. Checkpoints of earlier epochs are kept"
             )
         images += totals.images
         line = step * _LINES_PER_EPOCH // steps
@@ -230,7 +240,7 @@ def _reporter(
                 **where,
                 "loss": totals.loss,
                 "accuracy": totals.accuracy,
-                "learning_rate": rate,
+                "learning_rate": rates[step - 1],
                 "images_per_second": images / (time.monotonic() - started),
                 "line": line > lines and step < steps,
             }

@@ -14,7 +14,10 @@ _FROM_A = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc1", "fc2", "fc3")
 
 
 def randomise(net: VGG, how: str, std: float, seed: int) -> None:
-    """`how`: "normal" (standard deviation `std`, the paper's way), "glorot" or "kaiming". Biases are 0."""
+    """`how`: "normal" (standard deviation `std`, the paper's way), "glorot", "kaiming" or "torchvision".
+
+    Biases are 0.
+    """
     generator = torch.Generator().manual_seed(seed)
     for layer in (*(net.get_submodule(c.name) for c in convolutions(net.net)), net.fc1, net.fc2, net.fc3):
         assert isinstance(layer, nn.Conv2d | nn.Linear)
@@ -23,6 +26,8 @@ def randomise(net: VGG, how: str, std: float, seed: int) -> None:
             "normal": std,
             "glorot": math.sqrt(2.0 / (fan_in + fan_out)),  # Glorot and Bengio 2010, equation 12
             "kaiming": math.sqrt(2.0 / fan_in),  # He et al. 2015, equation 10
+            # torchvision/models/vgg.py: kaiming_normal_ with mode="fan_out", and normal_(0, 0.01) for linear layers
+            "torchvision": math.sqrt(2.0 / fan_out) if isinstance(layer, nn.Conv2d) else std,
         }[how]
         with torch.no_grad():
             layer.weight.normal_(0.0, deviation, generator=generator)

@@ -1,9 +1,11 @@
 """What a stage can be told. Each setting, its unit, default and meaning is written here and nowhere else."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from cluster import layers
 from cluster.vgg import CONFIGURATIONS, STRIDE
 
 Net = Literal["A", "A-LRN", "B", "C", "D", "E"]
@@ -39,12 +41,33 @@ class Plateau(Settings):
     drops: int = Field(3, ge=0, description="divisions; the plateau after the last one ends training")
 
 
+class StepSchedule(Settings):
+    """The learning rate falls at fixed epochs."""
+
+    every: int = Field(30, ge=1, description="epochs after which the rate is divided, again and again")
+    factor: float = Field(10.0, gt=1, description="what the rate is divided by")
+
+
+class Cosine(Settings):
+    """The learning rate falls at every step, along half a cosine (Loshchilov and Hutter 2017, without restarts)."""
+
+    floor: float = Field(0.0, ge=0, description="the rate that it comes to after the last epoch")
+
+
+Schedule = Literal["plateau", "step", "cosine"]
+SCHEDULES: tuple[str, ...] = get_args(Schedule)
+
+
 class Init(Settings):
     """Where the first weights come from."""
 
     source: str | None = Field(None, alias="from", description="the stage whose net the layers that fit come from")
-    random: Literal["normal", "glorot", "kaiming"] = Field("normal", description="how the other layers are drawn")
-    std: float = Field(0.01, gt=0, description="standard deviation of `normal`")
+    random: Literal["normal", "glorot", "kaiming", "torchvision"] = Field(
+        "normal",
+        description="how the other layers are drawn; torchvision: convolutions as kaiming, but by the fan out, "
+        "fully-connected layers normal",
+    )
+    std: float = Field(0.01, gt=0, description="standard deviation of `normal`, and of torchvision's normal layers")
 
 
 class StageSettings(Settings):
@@ -58,10 +81,44 @@ class StageSettings(Settings):
     init: Init = Field(default_factory=Init)
     batch: int = Field(256, ge=1, description="images of a step, over all workers")
     epochs: int = Field(74, ge=1, description="passes over the training set, at most")
-    learning_rate: float = Field(0.01, gt=0, description="the first learning rate")
+    learning_rate: float = Field(0.01, gt=0, description="the first learning rate, or the one that warm-up leads to")
+    schedule: Schedule = Field("plateau", description="when the learning rate falls; its knobs are below its name")
+    plateau: Plateau | None = Field(None, description="of the schedule `plateau`")
+    step: StepSchedule | None = Field(None, description="of the schedule `step`")
+    cosine: Cosine | None = Field(None, description="of the schedule `cosine`")
+    warmup_epochs: float = Field(
+        0.0,
+        ge=0,
+        description="epochs in which the rate rises linearly, step by step, to learning_rate; the cosine falls over "
+        "those that remain, and to a plateau warm-up's epochs do not count",
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="share of the last step that is taken again")
-    weight_decay: float = Field(5e-4, ge=0, description="of weights and biases")
-    plateau: Plateau = Field(default_factory=Plateau)
+    nesterov: bool = Field(False, description="look ahead along the momentum (Sutskever et al. 2013)")
+    weight_decay: float = Field(5e-4, ge=0, description="of weights, and of biases if they decay")
+    decay_biases: bool = Field(True, description="weight decay of biases and of scale and shift of normalisations, too")
+    freeze: list[str] = Field(
+        default_factory=list,
+        description="layers that keep the weights they start with: conv1_1, fc1, or the groups block1 to block5, "
+        "features (all convolutions) and classifier (all fully-connected layers)",
+    )
+    learning_rates: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict,
+        description="what the learning rate is multiplied by in a layer or group (named as in freeze); a layer goes by "
+        "its narrowest name",
+    )
+    clip_norm: float | None = Field(
+        None, gt=0, description="the largest norm of the whole gradient; a larger one is scaled down to it"
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of the training target that is spread evenly over all classes"
+    )
+    average_decay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the running average of weights that is left after a step, 0.9999 say; validation, later "
+        "stages and tests take the average; 0: none",
+    )
     validation_scale: int | None = Field(
         None,
         ge=1,
@@ -82,18 +139,60 @@ class StageSettings(Settings):
     )
     seed: int = Field(0, ge=0, lt=2**64, description="of weights, order, augmentation and dropout")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _knobs(cls, content: Any) -> Any:
+        """Gives the chosen schedule its defaults."""
+        chosen = content.get("schedule", "plateau") if isinstance(content, dict) else None
+        if isinstance(chosen, str) and chosen in SCHEDULES and content.get(chosen) is None:
+            return {**content, chosen: {}}
+        return content
+
     @model_validator(mode="after")
     def _fits(self) -> "StageSettings":
+        for problem in (*self._sizes(), *self._rates(), *self._layers()):
+            raise ValueError(problem)
+        return self
+
+    def _sizes(self) -> Iterator[str]:
         if self.input_size % STRIDE:
-            raise ValueError(f"input_size: {self.input_size} is not a multiple of {STRIDE}")
+            yield f"input_size: {self.input_size} is not a multiple of {STRIDE}"
         if self.scale[0] < self.input_size:
-            raise ValueError(f"scale: S = {self.scale[0]} is smaller than the crop, input_size = {self.input_size}")
+            yield f"scale: S = {self.scale[0]} is smaller than the crop, input_size = {self.input_size}"
         if self.validation_scale is not None and self.validation_scale < self.input_size:
-            raise ValueError(
+            yield (
                 f"validation_scale: Q = {self.validation_scale} is smaller than the crop, "
                 f"input_size = {self.input_size}"
             )
-        return self
+
+    def _rates(self) -> Iterator[str]:
+        for name in SCHEDULES:
+            if name != self.schedule and getattr(self, name) is not None:
+                yield f"{name}: does not apply, since schedule is {self.schedule}: choose one, leave the other out"
+        if self.warmup_epochs >= self.epochs and self.warmup_epochs:
+            yield f"warmup_epochs: {self.warmup_epochs:g} are not fewer than epochs = {self.epochs}"
+        if self.cosine is not None and self.cosine.floor > self.learning_rate:
+            yield f"cosine.floor: {self.cosine.floor:g} is not below learning_rate = {self.learning_rate:g}"
+        if self.nesterov and not self.momentum:
+            yield "nesterov: does not go without momentum"
+
+    def _layers(self) -> Iterator[str]:
+        for key in ("freeze", "learning_rates"):
+            if (problem := layers.unknown(self.net, getattr(self, key))) is not None:
+                yield f"{key}: {problem}"
+                return
+        if self.frozen == set(layers.of(self.net)):
+            yield "freeze: these are all layers, so that none is trained"
+        for name in self.learning_rates:
+            if layers.chosen(self.net, [name]) <= self.frozen:
+                yield f"learning_rates: {name} is frozen, so it does not go with a learning rate"
+        if self.frozen and self.init.source is None:
+            yield "freeze: these layers would keep random weights; it does not go without init: {from: ...}"
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """The layers that are not trained."""
+        return layers.chosen(self.net, self.freeze)
 
     @property
     def test_scale(self) -> int:

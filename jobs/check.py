@@ -7,7 +7,7 @@ from cluster import checkpoint
 from cluster.settings import StageSettings
 from jobs import fingerprint, graph
 from jobs.plan import State
-from jobs.schema import Data, Job, start_file
+from jobs.schema import Data, Job, frozen_at_random, start_file
 from jobs.store import StageFolder, Store
 from pipelines import sources
 from pipelines.errors import DataError, SettingsError
@@ -91,6 +91,8 @@ def _start_key(
     for key in ("input_size", "width"):
         if getattr(card, key) != getattr(stage, key):
             raise SettingsError(f"{where} has {key} {getattr(card, key)}, the stage {getattr(stage, key)}")
+    if (problem := frozen_at_random(stage, card.net)) is not None:
+        raise SettingsError(f"stages.{name}.freeze: {problem}")
     return fingerprint.file_hash(path)
 
 

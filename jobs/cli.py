@@ -158,6 +158,7 @@ def _run(options: argparse.Namespace) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     job = schema.load(options.job, options.changes)
+    from cluster import schedule
     from jobs import check, run
 
     checked = check.check(job)
@@ -170,6 +171,7 @@ def _plan(options: argparse.Namespace) -> None:
             f"at most {stage.epochs} epochs, {steps} steps of {stage.batch}  from {start}: "
             f"{decision.action.value}, {decision.reason}"
         )
+        print(f"{'':<12} {schedule.in_words(stage)}")
 
 
 def _show(options: argparse.Namespace) -> None:

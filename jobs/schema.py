@@ -3,16 +3,19 @@
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
+from cluster import init, layers
 from cluster.settings import ClusterSettings, EvaluationSettings, Settings, StageSettings
+from jobs import inherit
+from jobs.recipes import RECIPES
 from pipelines.errors import SettingsError
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -28,7 +31,10 @@ class Data(Settings):
 
 
 class Job(Settings):
-    """A chain of stages and their tests. `train` are settings that every stage starts from."""
+    """A chain of stages and their tests. `train` are settings that every stage starts from.
+
+    `train` and each stage may also name a `recipe` (`jobs.recipes`), whose settings come before theirs.
+    """
 
     name: str = Field(pattern=f"^{NAME}$", description="names the run's folder and the MLflow experiment")
     data: Data | Literal["digits"] = Field(description="data sets, or `digits` for the ones that come with the program")
@@ -133,8 +139,10 @@ class _Document:
         stages = content.get("stages")
         if isinstance(stages, dict):
             content["stages"] = {
-                name: _merged(defaults, stage) if isinstance(stage, dict) else stage for name, stage in stages.items()
+                name: inherit.merged(inherit.levels(defaults, name, stage)) if isinstance(stage, dict) else stage
+                for name, stage in stages.items()
             }
+            problems += self._unknown_recipes(defaults, stages)
         try:
             job = Job.model_validate(content)
         except ValidationError as error:
@@ -145,6 +153,14 @@ class _Document:
         if problems or job is None:
             raise SettingsError("\n".join(dict.fromkeys(problems)))
         return job
+
+    def _unknown_recipes(self, train: dict[str, Any], stages: dict[str, Any]) -> Iterator[str]:
+        """Of `train` and of stages, as they are written."""
+        for path, level in ((("train",), train), *((("stages", name), stage) for name, stage in stages.items())):
+            recipe = level.get(inherit.RECIPE) if isinstance(level, dict) else None
+            if recipe is not None and (not isinstance(recipe, str) or recipe not in RECIPES):
+                hint = _hint(recipe, RECIPES)
+                yield self._problem((*path, inherit.RECIPE), f"no recipe is called {recipe!r}; {hint}")
 
     def _problems(self, errors: list[ErrorDetails], content: dict[str, Any]) -> Iterator[str]:
         for error in errors:
@@ -164,8 +180,9 @@ class _Document:
                     message += f"; did you mean {near[0]}?" if near else ""
                 shown = f", not {error['input']!r}" if not isinstance(error["input"], dict | list) else ""
                 own, colon, rest = message.partition(": ")
-                if colon and own in StageSettings.model_fields:  # a check across fields names the one at fault
-                    path, message, shown = (*path, own), rest, ""
+                own_path = tuple(own.split("."))
+                if colon and own_path[0] in StageSettings.model_fields:  # a check across fields names the one at fault
+                    path, message, shown = (*path, *own_path), rest, ""
                 yield self._problem(path, message + (shown if "not " not in message else ""))
 
     def _problem(self, path: Path_, message: str) -> str:
@@ -199,15 +216,6 @@ def _places(node: yaml.Node, path: Path_, file: str) -> Iterator[tuple[Path_, st
             yield from _places(item, (*path, i), file)
 
 
-def _merged(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """`own` over `defaults`; mappings inside are merged likewise."""
-    merged = dict(defaults)
-    for key, value in own.items():
-        before = merged.get(key)
-        merged[key] = _merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
-    return merged
-
-
 def _known(loc: Sequence[str | int], content: Any) -> Iterator[str | int]:
     """A location of pydantic without what it adds to paths: names of union members, `[key]`."""
     at = content
@@ -232,13 +240,13 @@ def _keys_at(path: Path_) -> list[str]:
     for part in path:
         field = model.model_fields.get(str(part)) if model else None
         found = field.annotation if field else None
-        if part == "data":
-            found = Data
-        model = found if isinstance(found, type) and issubclass(found, BaseModel) else None
+        models = (kind for kind in (found, *get_args(found)) if isinstance(kind, type) and issubclass(kind, BaseModel))
+        model = next(models, None)
     if model is None:
         return []
     keys = [field.alias or name for name, field in model.model_fields.items()]
-    return [*keys, "train"] if model is Job else keys
+    beside = {Job: ["train"], StageSettings: [inherit.RECIPE]}
+    return [*keys, *beside.get(model, [])]
 
 
 def _contradictions(job: Job) -> Iterator[tuple[Path_, str]]:
@@ -250,27 +258,39 @@ def _contradictions(job: Job) -> Iterator[tuple[Path_, str]]:
         if source is None or start_file(source):
             continue
         if source not in job.stages:
-            near = difflib.get_close_matches(source, names, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-            yield path, f"no stage is called {source!r}; {hint}"
+            yield path, f"no stage is called {source!r}; {_hint(source, names)}"
             continue
         for key in ("input_size", "width"):
             mine, its = getattr(stage, key), getattr(job.stages[source], key)
             if mine != its:
                 yield path, f"{key} is {its} in stage {source} and {mine} in this one: the FC layers do not fit"
+        if (problem := frozen_at_random(stage, job.stages[source].net)) is not None:
+            yield ("stages", name, "freeze"), problem
     yield from _cycles(job)
     for name, test in job.evaluations.items():
         for i, model in enumerate(test.models):
             if model not in job.stages:
-                near = difflib.get_close_matches(model, names, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-                yield ("evaluations", name, "models", i), f"no stage is called {model!r}; {hint}"
+                yield ("evaluations", name, "models", i), f"no stage is called {model!r}; {_hint(model, names)}"
                 continue
             crop = job.stages[model].input_size
             for k, scale in enumerate(test.scales or ()):
                 if scale < crop:
                     message = f"Q = {scale} is smaller than the input_size of {model}, {crop}"
                     yield ("evaluations", name, "scales", k), message
+
+
+def frozen_at_random(stage: StageSettings, source: str) -> str | None:
+    """What is wrong if layers are frozen that take no weights from a net of configuration `source`."""
+    random = stage.frozen - set(init.layers_to_copy(source, stage.net))
+    if not random:
+        return None
+    names = ", ".join(name for name in layers.of(stage.net) if name in random)
+    return f"{names} would keep random weights: a net {stage.net} does not get them from a net {source}"
+
+
+def _hint(name: object, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
 
 
 def _cycles(job: Job) -> Iterator[tuple[Path_, str]]:

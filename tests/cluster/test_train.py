@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from cluster import checkpoint, evaluate, launch, optimise
+from cluster import checkpoint, evaluate, launch
 from cluster.evaluate import Evaluation
 from cluster.launch import Node
 from cluster.metrics import Meter, label_ranks
-from cluster.settings import ClusterSettings, Plateau, StageSettings
+from cluster.settings import ClusterSettings, StageSettings
 from cluster.train import Stage, train
 from cluster.world import World
 from pipelines.errors import CheckpointError, ClusterError, TrainingError
@@ -24,19 +24,6 @@ def settings(**changes: object) -> StageSettings:
         "learning_rate": 0.01, "init": {"random": "kaiming"}, "pixel_std": 64, "flip": False,
     }  # fmt: skip
     return StageSettings.model_validate(small | changes)
-
-
-def test_the_plateau_rule_drops_and_ends() -> None:
-    rule = Plateau(patience=2, min_gain=0.01, drops=2)
-    rises = [0.1, 0.2, 0.3]
-    assert optimise.schedule([], rule) == optimise.Schedule(0, False)
-    assert optimise.schedule([*rises, 0.305], rule) == optimise.Schedule(0, False)
-    assert optimise.schedule([*rises, 0.305, 0.309], rule) == optimise.Schedule(1, False)
-    assert optimise.schedule([*rises, 0.305, 0.309, 0.31], rule) == optimise.Schedule(1, False)
-    assert optimise.schedule([*rises, *[0.3] * 4], rule) == optimise.Schedule(2, False)
-    assert optimise.schedule([*rises, *[0.3] * 6], rule) == optimise.Schedule(2, True)
-    assert optimise.schedule([0.1] * 7, Plateau(patience=2, min_gain=0, drops=2)) == optimise.Schedule(2, True)
-    assert optimise.Schedule(2, False).rate(0.01, 10) == pytest.approx(1e-4)
 
 
 def test_ranks_count_ties_and_nan_against_the_net() -> None:

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -6,9 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cluster.settings import Init, StageSettings, StepSchedule
 from jobs import graph, schema
 from jobs.cli import main
 from jobs.plan import Action, State, plan
+from jobs.recipes import RECIPES
 from pipelines.errors import SettingsError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -56,6 +59,50 @@ ERRORS = [
     ("storage: {storage}", "storage: runs", "storage: runs: expected a whole path (from / or ~)"),
     ("storage: {storage}", "storage: /etc/passwd/no", "storage: /etc/passwd/no/runs/t cannot be written"),
     ("data: digits", "data: /no/such/place", "job.yaml:2: data"),
+    (
+        "epochs: 1",
+        "recipe: torchvison",
+        "job.yaml:4: train.recipe: no recipe is called 'torchvison'; did you mean torch",
+    ),
+    (
+        "scale: 32}}",
+        "scale: 32, recipe: 7}}",
+        "job.yaml:6: stages.a.recipe: no recipe is called 7; there are paper, to",
+    ),
+    ("scale: 32}}", "scale: 32, recipie: x}}", "job.yaml:6: stages.a.recipie: unknown key; did you mean recipe?"),
+    ("epochs: 1", "schedule: cosin", "input should be 'plateau', 'step' or 'cosine'; did you mean cosine?"),
+    (
+        "epochs: 1",
+        "plateau: {{patiance: 2}}",
+        "job.yaml:4: train.plateau.patiance: unknown key; did you mean patience?",
+    ),
+    ("epochs: 1", "step: {{every: 2}}", "job.yaml:4: train.step: does not apply, since schedule is plateau"),
+    ("epochs: 1", "schedule: cosine, cosine: {{floor: 1}}", "train.cosine.floor: 1 is not below learning_rate = 0.01"),
+    ("epochs: 1", "epochs: 2, warmup_epochs: 2", "job.yaml:4: train.warmup_epochs: 2 are not fewer than epochs = 2"),
+    (
+        "scale: 32}}",
+        "scale: 32, freeze: [conv1]}}",
+        "job.yaml:6: stages.a.freeze: 'conv1' is no layer of net A; did yo",
+    ),
+    (
+        "epochs: 1",
+        "learning_rates: {{fc4: 2}}",
+        "job.yaml:4: train.learning_rates: 'fc4' is no layer of net A; did you",
+    ),
+    ("epochs: 1", "learning_rates: {{fc3: 0}}", "train.learning_rates.fc3: input should be greater than 0"),
+    (
+        "scale: 32}}",
+        "scale: 32, freeze: [fc1]}}",
+        "job.yaml:6: stages.a.freeze: these layers would keep random weights",
+    ),
+    ("from: a}}", "from: a}}, freeze: [features, classifier]", "job.yaml:7: stages.e.freeze: these are all layers"),
+    (
+        "from: a}}",
+        "from: a}}, freeze: [block1]",
+        "stages.e.freeze: conv1_2 would keep random weights: a net E does not",
+    ),
+    ("from: a}}", "from: a}}, freeze: [fc1], learning_rates: {{fc1: 2}}", "stages.e.learning_rates: fc1 is frozen"),
+    ("epochs: 1", "nesterov: true, momentum: 0.0", "job.yaml:4: train.nesterov: does not go without momentum"),
     ("data: digits", "data: {{train: /no/train, val: /no/val}}", "/no/train: no such data set"),
 ]
 
@@ -92,6 +139,51 @@ def test_stages_inherit_from_train_and_changes_override(tmp_path: Path) -> None:
         schema.load(write(tmp_path), ["train.epox=1"])
     with pytest.raises(SettingsError, match="expected key"):
         schema.load(write(tmp_path), ["epochs"])
+
+
+def test_recipes_are_settings_that_fit_and_the_papers_are_the_defaults() -> None:
+    least: dict[str, object] = {"net": "D", "scale": 256}
+    assert set(RECIPES) == {"paper", "torchvision"}
+    found = {name: StageSettings.model_validate({**recipe, **least}) for name, recipe in RECIPES.items()}
+    assert found["paper"] == StageSettings.model_validate(least)
+    for name, recipe in RECIPES.items():  # every number of a recipe arrives
+        assert StageSettings.model_validate({**found[name].model_dump(by_alias=True), **recipe}) == found[name]
+
+
+def test_a_stage_takes_its_recipe_then_train_then_its_own_settings(tmp_path: Path) -> None:
+    text = GOOD.replace("{{input_size", "{{recipe: torchvision, weight_decay: 0.002, input_size")
+    e = schema.load(write(tmp_path, text), ["stages.e.momentum=0.8", "stages.e.step.every=4"]).stages["e"]
+    assert (e.schedule, e.batch, e.weight_decay, e.momentum) == ("step", 256, 0.002, 0.8)
+    assert e.step == StepSchedule(every=4, factor=10.0)
+    assert e.init == Init.model_validate({"from": "a", "random": "torchvision", "std": 0.01})
+    assert (e.epochs, e.plateau) == (1, None)
+
+
+def test_a_stages_recipe_takes_the_place_of_the_others_and_a_schedule_leaves_other_knobs_behind(tmp_path: Path) -> None:
+    text = GOOD.replace("{{input_size", "{{recipe: torchvision, input_size")
+    job = schema.load(write(tmp_path, text), ["stages.e.recipe=paper", "stages.a.schedule=cosine"])
+    assert job.stages["e"].weight_decay == 5e-4
+    assert job.stages["e"].schedule == "plateau"
+    assert (job.stages["a"].schedule, job.stages["a"].step, job.stages["a"].weight_decay) == ("cosine", None, 1e-4)
+
+
+def test_a_recipes_name_is_no_part_of_a_stages_settings(tmp_path: Path) -> None:
+    named = schema.load(write(tmp_path), ["train.recipe=torchvision"])
+    written = schema.load(
+        write(tmp_path), [f"train.{key}={json.dumps(v)}" for key, v in RECIPES["torchvision"].items()]
+    )
+    assert named.stages["a"].batch == 256
+    assert named.stages["a"].epochs == 1  # train's own
+    written_again = written.model_copy(update={"stages": {"a": written.stages["a"].model_copy(update={"epochs": 1})}})
+    assert written_again.stages["a"] == named.stages["a"]
+
+
+def test_layers_copied_from_the_source_may_be_frozen(tmp_path: Path) -> None:
+    job = schema.load(write(tmp_path), ["stages.e.freeze=[conv1_1, fc1]", "stages.e.learning_rates={features: 0.1}"])
+    assert job.stages["e"].frozen == {"conv1_1", "fc1"}
+    assert schema.load(write(tmp_path), ["stages.e.net=A", "stages.e.freeze=[features]"]).stages["e"].freeze == [
+        "features"
+    ]
 
 
 def test_the_resolved_job_reads_back_as_itself(tmp_path: Path) -> None:

@@ -168,7 +168,8 @@ class StageSettings(Settings):
     def _rates(self) -> Iterator[str]:
         for name in SCHEDULES:
             if name != self.schedule and getattr(self, name) is not None:
-                yield f"{name}: does not apply, since schedule is {self.schedule}: choose one, leave the other out"
+                ways = f"leave it out ({name}: null), or choose schedule: {name}"
+                yield f"{name}: does not apply, since schedule is {self.schedule}; {ways}"
         if self.warmup_epochs >= self.epochs and self.warmup_epochs:
             yield f"warmup_epochs: {self.warmup_epochs:g} are not fewer than epochs = {self.epochs}"
         if self.cosine is not None and self.cosine.floor > self.learning_rate:

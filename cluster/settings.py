@@ -168,9 +168,12 @@ class StageSettings(Settings):
     def _rates(self) -> Iterator[str]:
         for name in SCHEDULES:
             if name != self.schedule and getattr(self, name) is not None:
-                yield f"{name}: does not apply, since schedule is {self.schedule}: choose one, leave the other out"
+                ways = f"leave it out ({name}: null), or choose schedule: {name}"
+                yield f"{name}: does not apply, since schedule is {self.schedule}; {ways}"
         if self.warmup_epochs >= self.epochs and self.warmup_epochs:
             yield f"warmup_epochs: {self.warmup_epochs:g} are not fewer than epochs = {self.epochs}"
+        if self.step is not None and self.warmup_epochs > self.step.every:
+            yield f"warmup_epochs: the rate would fall (step.every = {self.step.every}) before it has risen"
         if self.cosine is not None and self.cosine.floor > self.learning_rate:
             yield f"cosine.floor: {self.cosine.floor:g} is not below learning_rate = {self.learning_rate:g}"
         if self.nesterov and not self.momentum:

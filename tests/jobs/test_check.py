@@ -58,6 +58,9 @@ def test_a_net_of_other_classes_or_shape_is_no_start(
     assert "was trained on 10 classes (0, 1, 2, ...), the data set has 3 classes (ant, bee, cat)" in error
     wide = told(write(tmp_path, *digits, init + ", width: 0.1"), capsys)
     assert "has width 0.05, the stage 0.1" in wide
+    b = Path(write(tmp_path, *digits, init + ", freeze: [block1]"))
+    b.write_text(b.read_text().replace("net: A", "net: B"))
+    assert "stages.a.freeze: conv1_2 would keep random weights: a net B does not get them from" in told(str(b), capsys)
     start.write_bytes(start.read_bytes()[:5000])
     assert "not a whole checkpoint" in told(write(tmp_path, *digits, init), capsys)
     assert "no such checkpoint" in told(write(tmp_path, *digits, ", init: {from: ./none.pt}"), capsys)
@@ -81,5 +84,10 @@ def test_a_stages_key_changes_with_what_determines_it_and_with_nothing_else(
     assert key() == key("cluster.workers=2") == key("name=u") == key(f"storage={tmp_path / 'other'}")
     different = {key(), key("train.epochs=2"), key("stages.a.seed=1"), key("train.plateau.drops=1")}
     assert len(different) == 4
+    assert key("train.recipe=paper") == key()
+    assert key("train.recipe=torchvision", "train.step.every=7") == key(
+        "train.recipe=torchvision", "stages.a.recipe=torchvision", "stages.a.step.every=7"
+    )
+    assert key("train.recipe=torchvision") not in different
     other = key(f"data.val={digits[0]}")
     assert other not in different

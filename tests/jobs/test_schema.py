@@ -78,6 +78,11 @@ ERRORS = [
     ),
     ("epochs: 1", "step: {{every: 2}}", "job.yaml:4: train.step: does not apply, since schedule is plateau"),
     ("epochs: 1", "schedule: cosine, cosine: {{floor: 1}}", "train.cosine.floor: 1 is not below learning_rate = 0.01"),
+    (
+        "epochs: 1",
+        "epochs: 9, warmup_epochs: 4, schedule: step, step: {{every: 3}}",
+        "job.yaml:4: train.warmup_epochs: the rate would fall (step.every = 3) before it has risen",
+    ),
     ("epochs: 1", "epochs: 2, warmup_epochs: 2", "job.yaml:4: train.warmup_epochs: 2 are not fewer than epochs = 2"),
     (
         "scale: 32}}",

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn, optim
+import torch
+from torch import Tensor, nn, optim
 
 from cluster.settings import Plateau
 
@@ -45,3 +46,17 @@ def sgd(net: nn.Module, rate: float, momentum: float, weight_decay: float) -> op
 def set_rate(optimiser: optim.SGD, rate: float) -> None:
     for group in optimiser.param_groups:
         group["lr"] = rate
+
+
+def momentum(optimiser: optim.SGD, net: nn.Module) -> dict[str, Tensor]:
+    """The momentum of each parameter by its name; of those that have taken no step yet there is none."""
+    buffers = {name: optimiser.state[p].get("momentum_buffer") for name, p in net.named_parameters()}
+    return {name: buffer for name, buffer in buffers.items() if buffer is not None}
+
+
+def restore(optimiser: optim.SGD, net: nn.Module, momentum: dict[str, Tensor]) -> None:
+    """Sets what `momentum` gave."""
+    for name, parameter in net.named_parameters():
+        if name in momentum:
+            buffer = torch.empty_like(parameter)
+            optimiser.state[parameter]["momentum_buffer"] = buffer.copy_(momentum[name])

@@ -4,8 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,16 @@ from torch import nn
 from cluster import checkpoint, exchange, init, optimise
 from cluster.checkpoint import Card, Checkpoint, Epoch, Progress
 from cluster.metrics import Meter, Totals
-from cluster.settings import StageSettings
+from cluster.settings import CheckpointSettings, StageSettings
 from cluster.vgg import VGG
 from cluster.world import World
+from cluster.writer import Writer
 from pipelines import keys
 from pipelines.augment import Recipe
 from pipelines.errors import TrainingError
 from pipelines.keys import Purpose
 from pipelines.loader import TrainingBatches, ValidationBatches
+from pipelines.location import Location
 from pipelines.order import Order
 from pipelines.schema import Manifest, Statistics
 from pipelines.shards import DataSet
@@ -37,14 +38,17 @@ _STEPS_PER_POINT = 50  # metrics at least this often, in steps
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage's work: `start` is the checkpoint that its net starts from, `folder` takes its own."""
+    """One stage's work: `start` is the checkpoint that its net starts from, `folder` takes its own; both are whole
+    paths or URIs. `run`: in MLflow."""
 
     name: str
     settings: StageSettings
     training_data: str
     validation_data: str
-    folder: Path
-    start: Path | None = None
+    folder: str
+    start: str | None = None
+    run: str | None = None
+    checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
 
 
 def train(stage: Stage, world: World, log: Log) -> Progress:
@@ -60,6 +64,7 @@ def train(stage: Stage, world: World, log: Log) -> Progress:
     with (
         closing(TrainingBatches(training, order, recipe, world.seat, first, last)) as batches,
         closing(ValidationBatches(validation, middle, world.seat)) as checks,
+        closing(Writer(Location.of(stage.folder), stage.checkpoints.keep)) as writer,
     ):
         stream = iter(batches)
         while not _over(progress, s):
@@ -77,9 +82,8 @@ def train(stage: Stage, world: World, log: Log) -> Progress:
             progress.epochs.append(epoch)
             if world.rank == 0:
                 settings = s.model_dump(by_alias=True)
-                saved = Checkpoint(card, net.state_dict(), optimiser.state_dict(), progress, settings)
-                checkpoint.save(stage.folder, saved)
-                checkpoint.prune(stage.folder, {progress.best, number + 1})
+                momentum = optimise.momentum(optimiser, net)
+                writer.save(Checkpoint(card, net.state_dict(), momentum, None, progress, settings, stage.run))
             log({"kind": "epoch", "stage": stage.name, "epoch": number + 1, "epochs": s.epochs, **asdict(epoch)})
             log({"kind": "reading", "epoch": number + 1, "rank": world.rank, "read_per_used": batches.read_per_used})
     return progress
@@ -126,18 +130,18 @@ def _begin(stage: Stage, card: Card, world: World) -> tuple[VGG, torch.optim.SGD
     """The net, its optimiser and the epochs behind it: from the newest checkpoint, or new."""
     s = stage.settings
     net = card.build(s.dropout)
-    saved = checkpoint.newest(stage.folder)
+    saved = checkpoint.newest(Location.of(stage.folder))
     if saved is not None:
         net.load_state_dict(saved.weights)
     else:
         init.randomise(net, s.init.random, s.init.std, s.seed)
         if stage.start is not None:
-            source = checkpoint.load(stage.start)
-            init.copy_from(net, source.card.net, source.weights)
+            source = checkpoint.load(Location.of(stage.start))
+            init.copy_from(net, source.card.net, source.delivered)
     net.to(world.device)
     optimiser = optimise.sgd(net, s.learning_rate, s.momentum, s.weight_decay)
     if saved is not None:
-        optimiser.load_state_dict(saved.optimiser)
+        optimise.restore(optimiser, net, saved.momentum)
     return net, optimiser, saved.progress if saved is not None else Progress()
 
 

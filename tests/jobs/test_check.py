@@ -79,7 +79,13 @@ def test_a_stages_key_changes_with_what_determines_it_and_with_nothing_else(
     def key(*changes: str) -> str:
         return check(schema.load(write(tmp_path, *digits), changes)).folders["a"].key
 
-    assert key() == key("cluster.workers=2") == key("name=u") == key(f"storage={tmp_path / 'other'}")
+    assert (
+        key()
+        == key("cluster.workers=2")
+        == key("name=u")
+        == key(f"storage={tmp_path / 'other'}")
+        == key("checkpoints.keep=5")
+    )
     different = {key(), key("train.epochs=2"), key("stages.a.seed=1"), key("train.plateau.drops=1")}
     assert len(different) == 4
     other = key(f"data.val={digits[0]}")

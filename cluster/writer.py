@@ -58,7 +58,8 @@ class _Snapshot:
         """Its tensors on the CPU and contiguous; the device's memory is let go. Raises CheckpointError: not finite."""
         if self.ready is None:
             return self._fetch()
-        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]  # of its own: steps on the device's main stream are not held up
+        # A stream of its own, so that the steps on the device's main one are not held up.
+        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream):
             stream.wait_event(self.ready)
             return self._fetch()
@@ -141,7 +142,7 @@ class Writer:
             try:
                 self._write(snapshot)
             except CheckpointError as error:
-                failure = error
+                failure = CheckpointError(str(error))  # without the traceback, which would keep the tensors in memory
             except Exception as error:  # the thread's edge: whoever waits for it has to hear of it
                 failure = CheckpointError(
                     f"{checkpoint.path_of(self._folder, *snapshot.at)}: not written: {first_line(error)}"

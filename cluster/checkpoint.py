@@ -1,28 +1,30 @@
-"""What a stage's run needs to go on, and what its net needs to be used, in one file an epoch.
+"""What a stage's run needs to go on, and what its net needs to be used, in one file:
 
-    epoch-0007.pt   after seven epochs: weights, optimiser, progress, settings, and the net's card
+    epoch-0007.safetensors               after seven epochs
+    epoch-0007-step-000123.safetensors   123 steps into the eighth
 
-A file is written aside and renamed, so it is there whole or not at all. Kept are the last and the best.
-Loading executes no code (`weights_only`).
+Weights, momentum and the weights' moving average are tensors, all else is JSON in the file's head (see `sealed`), which
+can be read alone. `writer` writes them, whole or not at all, and damage is found when they are loaded.
 """
 
-import os
+import json
+import logging
 import re
-import time
-import warnings
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from cluster import sealed
+from cluster.metrics import Totals
 from cluster.vgg import VGG
-from pipelines.errors import CheckpointError
+from pipelines.errors import CheckpointError, first_line
+from pipelines.location import Location
 
-VERSION = 1
-_ABANDONED_SECONDS = 3600
-_NAME = re.compile(r"epoch-(\d{4,})\.pt")
+VERSION = "2"
+_NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{6,}))?\.safetensors")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,12 @@ class Epoch:
 
 @dataclass
 class Progress:
-    """All that a run is, beside the tensors: the epochs behind it. The step follows from their number."""
+    """All that a run is, beside the tensors: the epochs behind it, and of the one after them the first steps."""
 
     epochs: list[Epoch] = field(default_factory=list)
+    step: int = 0  # steps of that epoch that are done
+    totals: Totals = field(default_factory=lambda: Totals(0, 0.0, 0, 0))  # over these steps
+    seconds: float = 0.0  # spent on them, in earlier attempts
 
     @property
     def accuracies(self) -> list[float]:
@@ -68,97 +73,118 @@ class Card:
     pixel_std: float
     scale: tuple[int, int]
     flip: bool
+    batch_norm: bool = False
 
     def build(self, dropout: float = 0.0) -> VGG:
-        return VGG(self.net, len(self.classes), self.input_size, self.width, dropout)
+        variant = {"batch_norm": True} if self.batch_norm else {}
+        return VGG(self.net, len(self.classes), self.input_size, self.width, dropout, **variant)
+
+
+@dataclass(frozen=True)
+class Head:
+    """A checkpoint without its tensors; `seal` stands for all of the file."""
+
+    card: Card
+    progress: Progress
+    settings: dict[str, Any]
+    run: str | None  # in MLflow
+    seal: str
 
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """`momentum` by the parameters' names, empty before the first step; `average`: of the weights over steps."""
+
     card: Card
     weights: dict[str, Tensor]
-    optimiser: dict[str, Any]
+    momentum: dict[str, Tensor]
+    average: dict[str, Tensor] | None
     progress: Progress
     settings: dict[str, Any]
+    run: str | None = None
+
+    @property
+    def delivered(self) -> dict[str, Tensor]:
+        """The net that later stages, tests and users take."""
+        return self.weights if self.average is None else self.average
 
 
-def save(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Writes the checkpoint of the epoch that its progress stands at."""
-    path = folder / f"epoch-{len(checkpoint.progress.epochs):04d}.pt"
-    content = {
-        "version": VERSION,
-        "card": _plain(asdict(checkpoint.card)),
-        "weights": checkpoint.weights,
-        "optimiser": checkpoint.optimiser,
-        "progress": asdict(checkpoint.progress),
-        "settings": _plain(checkpoint.settings),
-    }
-    aside = path.with_suffix(f".{os.getpid()}.part")
-    with aside.open("wb") as stream:
-        torch.save(content, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    aside.rename(path)
-    return path
+def load(place: Location) -> Checkpoint:
+    """Onto the CPU; the tensors share one piece of memory. Raises CheckpointError, naming the file."""
+    content, tensors = sealed.load(place)
+    head = _head(content, place)
+    groups: dict[str, dict[str, Tensor]] = {"weights": {}, "momentum": {}, "average": {}}
+    for name, tensor in tensors.items():
+        group, _, own = name.partition("/")
+        groups.setdefault(group, {})[own] = tensor
+    return Checkpoint(
+        head.card,
+        groups["weights"],
+        groups["momentum"],
+        groups["average"] or None,
+        head.progress,
+        head.settings,
+        head.run,
+    )
 
 
-def load(path: Path) -> Checkpoint:
-    """Onto the CPU. Raises CheckpointError, naming the file."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such checkpoint") from error
-    except Exception as error:  # a damaged file makes the unpickler raise anything
-        raise CheckpointError(f"{path}: not a whole checkpoint") from error
-    if not isinstance(content, dict) or content.get("version") != VERSION:
-        raise CheckpointError(f"{path}: not a checkpoint of this version of the program")
-    try:
-        card = content["card"]
-        tuples = {name: tuple(card[name]) for name in ("classes", "mean_rgb", "scale")}
-        return Checkpoint(
-            Card(**{**card, **tuples}),
-            content["weights"],
-            content["optimiser"],
-            Progress([Epoch(**epoch) for epoch in content["progress"]["epochs"]]),
-            content["settings"],
-        )
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint of this program: {error}") from error
+def read_head(place: Location) -> Head:
+    """Cheaply, whatever the size of the net. Raises CheckpointError, naming the file."""
+    return _head(sealed.read_head(place), place)
 
 
-def newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole; others are passed over with a warning."""
-    for _, path in sorted(_files(folder).items(), reverse=True):
+def newest(folder: Location) -> Checkpoint | None:
+    """The newest checkpoint that is whole; others are passed over with a warning. Raises CheckpointError: the folder
+    cannot be read."""
+    for _, place in sorted(files_of(folder).items(), reverse=True):
         try:
-            return load(path)
+            return load(place)
         except CheckpointError as error:
-            warnings.warn(f"passed over: {error}", stacklevel=2)
+            log.warning("passed over: %s", error)
     return None
 
 
-def path_of(folder: Path, epoch: int) -> Path:
-    return folder / f"epoch-{epoch:04d}.pt"
+def progress(folder: Location) -> Progress:
+    """Where the newest checkpoint stands, as far as heads and sizes of files tell. Raises CheckpointError."""
+    for _, place in sorted(files_of(folder).items(), reverse=True):
+        try:
+            return read_head(place).progress
+        except CheckpointError as error:
+            log.warning("passed over: %s", error)
+    return Progress()
 
 
-def prune(folder: Path, keep: set[int]) -> None:
-    """Deletes the checkpoints of all epochs but these, and what a `save` that was interrupted long ago left."""
-    for epoch, path in _files(folder).items():
-        if epoch not in keep:
-            path.unlink(missing_ok=True)
-    for part in folder.glob("epoch-*.part"):
-        if time.time() - part.stat().st_mtime > _ABANDONED_SECONDS:
-            part.unlink(missing_ok=True)
+def path_of(folder: Location, epoch: int, step: int = 0) -> Location:
+    return folder / f"epoch-{epoch:04d}{f'-step-{step:06d}' * (step > 0)}.safetensors"
 
 
-def _files(folder: Path) -> dict[int, Path]:
-    found = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir()) if folder.is_dir() else ()
-    return {int(match[1]): path for match, path in found if match}
+def files_of(folder: Location) -> dict[tuple[int, int], Location]:
+    """By epoch and step. Raises CheckpointError: the folder cannot be read."""
+    try:
+        found = ((_NAME.fullmatch(name), place) for name, place in folder.files().items())
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read: {first_line(error)}") from error
+    return {(int(match[1]), int(match[2] or 0)): place for match, place in found if match}
 
 
-def _plain(value: Any) -> Any:
-    """Tuples as lists: what `weights_only` loading and JSON both take."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
+def notes(checkpoint: Checkpoint) -> dict[str, str]:
+    """All but the tensors, as JSON texts."""
+    content = {
+        "card": asdict(checkpoint.card),
+        "progress": asdict(checkpoint.progress),
+        "settings": checkpoint.settings,
+        "run": checkpoint.run,
+    }
+    return {"version": VERSION, **{key: json.dumps(value) for key, value in content.items()}}
+
+
+def _head(content: sealed.Head, place: Location) -> Head:
+    if content.notes.get("version") != VERSION:
+        raise CheckpointError(f"{place}: not a checkpoint of this version of the program")
+    try:
+        card, done, settings, run = (json.loads(content.notes[key]) for key in ("card", "progress", "settings", "run"))
+        tuples = {name: tuple(card[name]) for name in ("classes", "mean_rgb", "scale")}
+        parts = {"epochs": [Epoch(**epoch) for epoch in done["epochs"]], "totals": Totals(**done["totals"])}
+        return Head(Card(**{**card, **tuples}), Progress(**{**done, **parts}), settings, run, content.seal)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{place}: not a checkpoint of this program: {first_line(error)}") from error

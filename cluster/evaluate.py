@@ -3,7 +3,6 @@ images and scales."""
 
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -16,15 +15,16 @@ from cluster.vgg import STRIDE
 from cluster.world import World
 from pipelines.errors import TrainingError
 from pipelines.loader import WholeBatches
+from pipelines.location import Location
 from pipelines.order import part
 from pipelines.shards import DataSet
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One net, tested on one data set. `scales`: Q in pixels, several are averaged."""
+    """One net, tested on one data set. `checkpoint`: whole path or URI; `scales`: Q in pixels, several are averaged."""
 
-    checkpoint: Path
+    checkpoint: str
     data: str
     scales: tuple[int, ...]
     mirror: bool
@@ -41,11 +41,11 @@ def evaluate_share(test: Evaluation, world: World, log: Log = lambda record: Non
 
     `log` is told of images done, counted once a scale, and of those that cannot be decoded.
     """
-    saved = checkpoint.load(test.checkpoint)
+    saved = checkpoint.load(Location.of(test.checkpoint))
     card = saved.card
     data = DataSet.open(test.data)
     net = card.build()
-    net.load_state_dict(saved.weights)
+    net.load_state_dict(saved.delivered)
     dense = net.to(world.device).eval().dense()
     first, last = part(data.rows, world.rank, world.size)
     probabilities = torch.zeros(last - first, len(card.classes))

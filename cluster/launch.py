@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import signal
+import tempfile
 import threading
 import time
 import uuid
@@ -122,8 +123,11 @@ def _most() -> Node:
 
 def train_stage(stage: Stage, on: Shape, max_failures: int, listen: Listen) -> None:
     """Trains one stage to its end; `listen` gets the records of worker 0. Raises TrainingError."""
-    scratch = stage.folder / "ray"
-    with _mailbox(listen) as mailbox:
+    # Ray Train wants a place for checkpoints. It gets none from us, so no worker looks at it: a folder here will do.
+    with (
+        tempfile.TemporaryDirectory(prefix="verydeep-", ignore_cleanup_errors=True) as scratch,
+        _mailbox(listen) as mailbox,
+    ):
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"stage": stage, "mailbox": mailbox, "threads": on.cpus},
@@ -135,7 +139,7 @@ def train_stage(stage: Stage, on: Shape, max_failures: int, listen: Listen) -> N
             # Checkpoints are our own: Ray registers one only at its next poll, and forgets it if the driver dies first.
             run_config=ray.train.RunConfig(
                 name=f"attempt-{uuid.uuid4().hex[:8]}",
-                storage_path=str(scratch),
+                storage_path=scratch,
                 failure_config=ray.train.FailureConfig(max_failures=max_failures),
             ),
         )

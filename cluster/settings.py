@@ -214,6 +214,13 @@ class ClusterSettings(Settings):
     max_failures: int = Field(3, ge=0, description="crashed workers after which a stage is given up")
 
 
+class CheckpointSettings(Settings):
+    """When a stage saves what it takes to go on, and what of it is kept. Of no influence on results."""
+
+    every_minutes: float = Field(10.0, gt=0, description="minutes from one to the next inside an epoch, beside its end")
+    keep: int = Field(2, ge=1, description="the newest that are kept, beside that of the best epoch")
+
+
 class EvaluationSettings(Settings):
     """One of the paper's tests (section 3.2)."""
 

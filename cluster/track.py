@@ -22,20 +22,30 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
 from pipelines.errors import ClusterError, first_line
+from pipelines.location import Location
 
 _RETRY_SECONDS = 2.0
 _CLOSING_SECONDS = 30.0
+_SQLITE = "sqlite:///"
 
 
-def default_uri(storage: Path) -> str:
-    """MLFLOW_TRACKING_URI, or a SQLite file in the job's storage."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage / 'mlflow.db'}"
+def default_uri(storage: Location) -> str:
+    """MLFLOW_TRACKING_URI, or a SQLite file in the job's storage. Raises ClusterError: that is in an object store."""
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if given:
+        return given
+    if storage.disk is None:
+        raise ClusterError(
+            f"storage: {storage}: MLflow's own database cannot be kept in an object store; "
+            "set MLFLOW_TRACKING_URI to the address of an MLflow server, such as http://mlflow:5000"
+        )
+    return f"sqlite:///{storage.disk / 'mlflow.db'}"
 
 
 class Tracker:
     """Runs of one experiment in the tracking store `uri`."""
 
-    def __init__(self, uri: str, experiment: str, storage: Path) -> None:
+    def __init__(self, uri: str, experiment: str) -> None:
         """Raises ClusterError if the store cannot be reached."""
         for name in ("alembic", "mlflow.store.db.utils", "mlflow.utils.environment"):
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -45,7 +55,8 @@ class Tracker:
             known = self._client.get_experiment_by_name(experiment)
             if known is None:
                 # A server chooses its own place; a file store would put artifacts below the current folder.
-                place = (storage / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+                file = uri.removeprefix(_SQLITE) if uri.startswith(_SQLITE) else None
+                place = Path(file).absolute().with_name("mlartifacts").as_uri() if file else None
                 self._experiment = self._client.create_experiment(
                     experiment, place, {"mlflow.experimentKind": "custom_model_development"}
                 )
@@ -82,8 +93,12 @@ class Tracker:
         batch = [Metric(key, float(value), stamp, step) for key, value in values.items()]
         self._call("metrics", lambda: self._client.log_batch(run, metrics=batch) and None)
 
-    def artifact(self, run: str, path: Path, folder: str | None = None) -> None:
-        self._call(f"artifact {path.name}", lambda: self._client.log_artifact(run, str(path), folder))
+    def artifact(self, run: str, place: Location, folder: str | None = None) -> None:
+        def deliver() -> None:
+            with place.on_disk() as path:
+                self._client.log_artifact(run, str(path), folder)
+
+        self._call(f"artifact {place.name}", deliver)
 
     def end_run(self, run: str, status: str) -> None:
         """`status`: FINISHED, FAILED or KILLED."""

@@ -17,6 +17,7 @@ from cluster.world import World
 from pipelines.errors import TrainingError
 
 _TICK_SECONDS = 0.5
+_PACKAGES = ("cluster", "pipelines")  # whose warnings are for the user
 
 
 def train_worker(config: dict[str, Any]) -> str | None:
@@ -32,13 +33,15 @@ def train_worker(config: dict[str, Any]) -> str | None:
     torch.set_num_threads(world.threads)
     log = _post(config["mailbox"]) if world.rank == 0 else _own(_post(config["mailbox"]))
     warnings = _Warnings(log)
-    logging.getLogger("pipelines").addHandler(warnings)
+    for package in _PACKAGES:
+        logging.getLogger(package).addHandler(warnings)
     try:
         train(stage, world, log)
     except TrainingError as error:  # raised on all workers together, and would be again: no case for a retry
         return str(error)
     finally:
-        logging.getLogger("pipelines").removeHandler(warnings)
+        for package in _PACKAGES:
+            logging.getLogger(package).removeHandler(warnings)
     return None
 
 

@@ -1,5 +1,6 @@
 """All that can be found wrong with a job before a worker starts: data sets, classes, what stages start from."""
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,12 @@ from jobs.plan import State
 from jobs.schema import Data, Job, frozen_at_random, start_file
 from jobs.store import StageFolder, Store
 from pipelines import sources
-from pipelines.errors import DataError, SettingsError
+from pipelines.errors import DataError, SettingsError, first_line
+from pipelines.location import Location
 from pipelines.prepare import prepare
-from pipelines.schema import VERSION
+from pipelines.schema import MANIFEST, VERSION
 from pipelines.shards import DataSet
+from pipelines.sources import Source
 
 _DIGITS = f"digits-v1.{VERSION}"  # the first number rises when they are drawn in another way
 
@@ -34,17 +37,21 @@ class Checked:
         states = {}
         for name, folder in self.folders.items():
             finished = folder.finished()
-            states[name] = State(finished is not None, len(finished.epochs) if finished else folder.epochs())
+            if finished is not None:
+                states[name] = State(True, len(finished.epochs))
+            else:
+                progress = folder.progress()
+                states[name] = State(False, len(progress.epochs), progress.step)
         return states
 
 
 def check(job: Job) -> Checked:
     """Raises DataError, SettingsError or CheckpointError, one line each."""
-    if not job.storage.startswith(("/", "~")):
+    if not job.storage.startswith(("/", "~")) and "://" not in job.storage:
         raise SettingsError(
-            f"storage: {job.storage}: expected a whole path (from / or ~) of a folder that all nodes share"
+            f"storage: {job.storage}: expected a whole path (from / or ~) of a folder that all nodes share, or a URI"
         )
-    store = Store.of(job.root, job.name)
+    store = Store.of(_storage(job), job.name)
     store.check()
     data = data_sets(job)
     training, validation = DataSet.open(data.train), DataSet.open(data.val)
@@ -72,7 +79,14 @@ def check(job: Job) -> Checked:
 
 def data_sets(job: Job) -> Data:
     """The digits are prepared at the first use. Raises DataError."""
-    return _digits(job.root / "data" / _DIGITS) if isinstance(job.data, str) else job.data
+    return _digits(_storage(job) / "data" / _DIGITS) if isinstance(job.data, str) else job.data
+
+
+def _storage(job: Job) -> Location:
+    try:
+        return job.root
+    except DataError as error:
+        raise SettingsError(f"storage: {error}") from error
 
 
 def _start_key(
@@ -81,11 +95,15 @@ def _start_key(
     source = stage.init.source
     if source is None:
         return None
-    path = start_file(source)
-    if path is None:
-        return folders[source].key
-    card = checkpoint.load(path).card
     where = f"stages.{name}.init.from: {source}"
+    try:
+        place = start_file(source)
+    except DataError as error:
+        raise SettingsError(f"stages.{name}.init.from: {error}") from error
+    if place is None:
+        return folders[source].key
+    head = checkpoint.read_head(place)
+    card = head.card
     if card.classes != classes:
         raise SettingsError(f"{where} was trained on {_classes(card.classes)}, the data set has {_classes(classes)}")
     for key in ("input_size", "width"):
@@ -93,7 +111,7 @@ def _start_key(
             raise SettingsError(f"{where} has {key} {getattr(card, key)}, the stage {getattr(stage, key)}")
     if (problem := frozen_at_random(stage, card.net)) is not None:
         raise SettingsError(f"stages.{name}.freeze: {problem}")
-    return fingerprint.file_hash(path)
+    return head.seal
 
 
 def _classes(classes: tuple[str, ...]) -> str:
@@ -101,17 +119,35 @@ def _classes(classes: tuple[str, ...]) -> str:
     return f"{len(classes)} class{'es' * (len(classes) != 1)} ({names}{', ...' * (len(classes) > 3)})"
 
 
-def _digits(folder: Path) -> Data:
-    """The digits that come with the program."""
-    data = Data(train=str(folder / "train"), val=str(folder / "val"))
-    if Path(data.train).exists() and Path(data.val).exists():
+def _digits(place: Location) -> Data:
+    """The digits that come with the program. Raises DataError."""
+    parts = [place / name for name in ("train", "val")]
+    data = Data(train=parts[0].absolute, val=parts[1].absolute)
+    if all((part / MANIFEST).exists() for part in parts):
         return data
-    for name, source in zip(("train", "val"), sources.digits_split(seed=0), strict=True):
-        if (folder / name).exists():
-            continue
-        try:
-            prepare(source, folder / name, statistics=name == "train")
-        except DataError:
-            if not (folder / name).exists():  # otherwise another run was quicker
-                raise
+    for part, source in zip(parts, sources.digits_split(seed=0), strict=True):
+        if not (part / MANIFEST).exists():
+            _prepare(source, part)
     return data
+
+
+def _prepare(source: Source, part: Location) -> None:
+    """Into an object store by way of a temporary folder."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = part.disk or Path(scratch, part.name)
+        try:
+            prepare(source, folder, statistics=part.name == "train")
+        except DataError:
+            if not folder.exists():  # otherwise another run was quicker
+                raise
+        if part.disk is None:
+            _upload(folder, part)
+
+
+def _upload(folder: Path, place: Location) -> None:
+    """The manifest last: with it the data set is there."""
+    try:
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == MANIFEST):
+            (place / file.name).write(file.read_bytes())
+    except OSError as error:
+        raise DataError(f"{place}: cannot be written: {first_line(error)}") from error

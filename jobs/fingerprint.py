@@ -1,8 +1,7 @@
 """The identity of a stage: a hash of all that determines its result, and of nothing else; pure."""
 
 import json
-from hashlib import file_digest, sha256
-from pathlib import Path
+from hashlib import sha256
 from typing import Any
 
 # Raised whenever training with the same settings on the same data gives another net than before.
@@ -11,7 +10,7 @@ RECIPE_VERSION = 2
 
 def stage_key(settings: dict[str, Any], training: str, validation: str, start: str | None) -> str:
     """`settings`: the stage's, plain; `training`, `validation`: the data sets' fingerprints; `start`: the key of the
-    stage, or the hash of the file, that it starts from."""
+    stage, or the seal of the checkpoint, that it starts from."""
     # Which stage it starts from is told by that stage's key; its name changes nothing.
     settings = {**settings, "init": {k: v for k, v in settings["init"].items() if k != "from"}}
     settings.pop("max_unreadable", None)  # it ends a run, and changes none
@@ -23,8 +22,3 @@ def stage_key(settings: dict[str, Any], training: str, validation: str, start: s
         "start": start,
     }
     return sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    with path.open("rb") as stream:
-        return file_digest(stream, "sha256").hexdigest()

@@ -15,10 +15,11 @@ class Action(Enum):
 
 @dataclass(frozen=True)
 class State:
-    """What the storage has of a stage: finished, or so many epochs of it."""
+    """What the storage has of a stage: finished, or so many epochs of it, and steps of the one after them."""
 
     finished: bool
     epochs: int
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,15 @@ def plan(order: list[str], states: Mapping[str, State], wanted: set[str], fresh:
             decision = Decision(stage, Action.AGAIN, "--fresh")
         elif state.finished:
             decision = Decision(stage, Action.REUSE, f"finished after {state.epochs} epochs")
-        elif state.epochs:
-            decision = Decision(stage, Action.RESUME, f"after epoch {state.epochs}")
+        elif state.epochs or state.step:
+            decision = Decision(stage, Action.RESUME, _place(state))
         else:
             decision = Decision(stage, Action.TRAIN, "nothing with these settings and data in the storage")
         decisions.append(decision)
     return decisions
+
+
+def _place(state: State) -> str:
+    if not state.step:
+        return f"after epoch {state.epochs}"
+    return f"after epoch {state.epochs}, step {state.step}" if state.epochs else f"after step {state.step}"

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 from cluster import checkpoint, launch
@@ -19,12 +18,12 @@ from cluster.track import Tracker, default_uri
 from cluster.train import Stage, check_readable
 from jobs import report, schema
 from jobs.check import Checked
-from jobs.fingerprint import file_hash
 from jobs.plan import Action, Decision, plan
 from jobs.report import Row
-from jobs.store import Finished, StageFolder, read_json, write_json, write_text
+from jobs.store import Finished, StageFolder, read_json, read_text, write_json, write_text
 from jobs.watch import Watch
 from pipelines.errors import SettingsError, TrainingError
+from pipelines.location import Location
 
 _POINTS = ("loss", "accuracy", "learning_rate", "images_per_second")
 _EPOCH_METRICS = {
@@ -56,6 +55,7 @@ def decisions(checked: Checked, only: str | None, fresh: bool) -> list[Decision]
 def run(checked: Checked, only: str | None = None, fresh: bool = False) -> list[Row]:
     """Runs the job to its end and returns the rows of its tests. Raises VerydeepError."""
     todo = decisions(checked, only, fresh)
+    uri = default_uri(checked.job.root)
     watch = Watch()
     watch.say(f"{checked.job.name}: {checked.training.rows} images, {len(checked.training.manifest.classes)} classes")
     cluster = launch.connect()
@@ -63,7 +63,7 @@ def run(checked: Checked, only: str | None = None, fresh: bool = False) -> list[
         shape = launch.shape(checked.job.cluster)
         checked.store.create()
         watch.say(f"Ray: {cluster}; {_describe(shape)}")
-        with _interruptible(), _tracked(checked) as (tracker, parent):
+        with _interruptible(), _tracked(checked, uri) as (tracker, parent):
             chain = _Chain(checked, shape, watch, tracker, parent)
             for decision in todo:
                 chain.stage(decision)
@@ -97,11 +97,11 @@ def _interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def _tracked(checked: Checked) -> Iterator[tuple[Tracker, str]]:
+def _tracked(checked: Checked, uri: str) -> Iterator[tuple[Tracker, str]]:
     """The job's MLflow run, which an earlier attempt may have begun; closed as what the block ends as."""
     job, store = checked.job, checked.store
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr, flush=True)
-    tracker = Tracker(default_uri(job.root), job.name, job.root)
+    tracker = Tracker(uri, job.name)
     try:
         parent = _open(tracker, store.root / "job.json", job.name, None, {"job": job.name})
         write_text(store.root / "job.yaml", schema.resolved(job))
@@ -116,7 +116,7 @@ def _tracked(checked: Checked) -> Iterator[tuple[Tracker, str]]:
         tracker.close()
 
 
-def _open(tracker: Tracker, note: Path, name: str, parent: str | None, tags: dict[str, str]) -> str:
+def _open(tracker: Tracker, note: Location, name: str, parent: str | None, tags: dict[str, str]) -> str:
     """A run whose id is kept in the file `note`, so that a later attempt goes on in it."""
     known = read_json(note) or {}
     run = tracker.open_run(name, parent, tags, known.get("run") if known.get("uri") == tracker.uri else None)
@@ -147,7 +147,6 @@ class _Chain:
             return
         if decision.action is Action.AGAIN:
             folder.clear()
-        folder.create()
         if decision.action is Action.REUSE:
             finished = folder.finished()
             assert finished is not None
@@ -163,7 +162,7 @@ class _Chain:
         source = settings.init.source
         start = None
         if source is not None:
-            start = schema.start_file(source) or self._finished[source].delivered
+            start = (schema.start_file(source) or self._finished[source].delivered).absolute
         tags = {
             "job": job.name,
             "stage": folder.name,
@@ -174,7 +173,8 @@ class _Chain:
         run = _open(self._tracker, folder.path / "run.json", folder.name, self._parent, tags)
         self._runs[folder.name] = run
         self._tracker.parameters(run, settings.model_dump(by_alias=True, mode="json"))
-        stage = Stage(folder.name, settings, data.train, data.val, folder.path, start)
+        place = folder.path.absolute
+        stage = Stage(folder.name, settings, data.train, data.val, place, start, run, job.checkpoints)
         unreadable: dict[str, str] = {}
 
         def listen(record: dict[str, Any]) -> None:
@@ -184,15 +184,15 @@ class _Chain:
 
         try:
             launch.train_stage(stage, self._shape, job.cluster.max_failures, listen)
-            saved = checkpoint.newest(folder.path)
-            if saved is None:
+            progress = folder.progress()
+            if not progress.epochs:
                 raise TrainingError(f"stage {folder.name}: its checkpoints have vanished from {folder.path}")
         except BaseException as error:
             self._list_unreadable(run, folder, unreadable)
             self._tracker.end_run(run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         self._list_unreadable(run, folder, unreadable)
-        finished = folder.finish(saved.progress, settings.deliver)
+        finished = folder.finish(progress, settings.deliver)
         self._tracker.artifact(run, finished.delivered, "checkpoints")
         self._tracker.end_run(run, "FINISHED")
         return finished
@@ -201,8 +201,9 @@ class _Chain:
         """Writes the names of images that could not be decoded, and why, beside the checkpoints and to MLflow."""
         if unreadable:
             path = folder.path / "unreadable.csv"
-            if path.exists():  # of an earlier attempt
-                unreadable = {**dict(report.csv_lines(path.read_text())), **unreadable}
+            before = read_text(path)  # of an earlier attempt
+            if before is not None:
+                unreadable = {**dict(report.csv_lines(before)), **unreadable}
             write_text(path, report.csv_text([("image", "reason"), *sorted(unreadable.items())]))
             self._tracker.artifact(run, path)
 
@@ -236,7 +237,7 @@ class _Chain:
         trained = self._checked.job.stages[model]
         scales = tuple(settings.scales or (trained.test_scale,))
         mirror = trained.flip if settings.mirror is None else settings.mirror
-        test = Evaluation(self._finished[model].delivered, self._checked.data.val, scales, mirror)
+        test = Evaluation(self._finished[model].delivered.absolute, self._checked.data.val, scales, mirror)
         totals = self._totals(test, f"{name}: {model}")
         check_readable(totals, totals.images, trained.max_unreadable)
         row = Row(name, model, trained.net, trained.scale, scales, totals)
@@ -253,7 +254,8 @@ class _Chain:
     def _totals(self, test: Evaluation, what: str) -> Totals:
         """The result of a test, from the storage if the same net was tested in the same way on the same data."""
         rows, data = self._checked.validation.rows, self._checked.validation.manifest.fingerprint
-        identity = f"{file_hash(test.checkpoint)} {data} {test.scales} {test.mirror}"
+        net = checkpoint.read_head(Location.of(test.checkpoint)).seal
+        identity = f"{net} {data} {test.scales} {test.mirror}"
         note = self._checked.store.root / "tests" / f"{sha256(identity.encode()).hexdigest()[:16]}.json"
         known = read_json(note)
         if known is not None:
@@ -261,7 +263,6 @@ class _Chain:
         self._watch.begin(what, rows * len(test.scales))
         totals = launch.run_evaluation(test, self._shape, rows, self._watch.listen)
         self._watch.done()
-        note.parent.mkdir(exist_ok=True)
         write_json(note, asdict(totals))
         unreadable = f", {totals.unreadable} cannot be decoded" if totals.unreadable else ""
         right = f"{totals.top1} of {totals.images} right{unreadable}"

@@ -1,7 +1,6 @@
 """A job file: YAML to a `Job`, or all its errors at once, each with file, line and key."""
 
 import difflib
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,11 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from cluster import init, layers
-from cluster.settings import ClusterSettings, EvaluationSettings, Settings, StageSettings
+from cluster.settings import CheckpointSettings, ClusterSettings, EvaluationSettings, Settings, StageSettings
 from jobs import inherit
 from jobs.recipes import RECIPES
 from pipelines.errors import SettingsError
+from pipelines.location import Location
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
@@ -38,17 +38,23 @@ class Job(Settings):
 
     name: str = Field(pattern=f"^{NAME}$", description="names the run's folder and the MLflow experiment")
     data: Data | Literal["digits"] = Field(description="data sets, or `digits` for the ones that come with the program")
-    storage: str = Field("~/verydeep", min_length=1, description="folder for all results, shared by all nodes")
+    storage: str = Field(
+        "~/verydeep",
+        min_length=1,
+        description="place of all results: a folder that all nodes share, or a URI that pyarrow knows (s3://, gs://)",
+    )
     cluster: ClusterSettings = Field(default_factory=ClusterSettings)
+    checkpoints: CheckpointSettings = Field(default_factory=CheckpointSettings)
     stages: dict[Annotated[str, Field(pattern=f"^{NAME}$")], StageSettings] = Field(min_length=1)
     evaluations: dict[Annotated[str, Field(pattern=f"^{NAME}$")], EvaluationSettings] = Field(default_factory=dict)
 
     @property
-    def root(self) -> Path:
-        return Path(os.path.expanduser(self.storage)).absolute()
+    def root(self) -> Location:
+        """Raises DataError: a URI of nothing that pyarrow knows."""
+        return Location.of(self.storage)
 
 
-_KEYS = ("name", "data", "storage", "cluster", "train", "stages", "evaluations")
+_KEYS = ("name", "data", "storage", "cluster", "checkpoints", "train", "stages", "evaluations")
 
 
 def load(path: str | Path, changes: Sequence[str] = ()) -> Job:
@@ -255,7 +261,7 @@ def _contradictions(job: Job) -> Iterator[tuple[Path_, str]]:
     for name, stage in job.stages.items():
         source = stage.init.source
         path: Path_ = ("stages", name, "init", "from")
-        if source is None or start_file(source):
+        if source is None or is_file(source):
             continue
         if source not in job.stages:
             yield path, f"no stage is called {source!r}; {_hint(source, names)}"
@@ -304,11 +310,20 @@ def _cycles(job: Job) -> Iterator[tuple[Path_, str]]:
             yield ("stages", start, "init", "from"), f"stages start from each other: {' <- '.join([*chain, start])}"
 
 
-def start_file(source: str | None) -> Path | None:
-    """The checkpoint that `init.from` names, if it is not a stage, whose name has no slash and no such ending."""
-    if source is None or not ("/" in source or source.endswith(".pt")):
+def start_file(source: str | None) -> Location | None:
+    """The checkpoint that `init.from` names, if it is not a stage, whose name has no slash and no such ending.
+
+    Raises DataError: a URI of nothing that pyarrow knows.
+    """
+    if source is None or not is_file(source):
         return None
-    return Path(os.path.expanduser(source)).absolute()
+    return Location.of(source)
+
+
+def is_file(source: str) -> bool:
+    """Whether `init.from` names a file or a URI, and not a stage. No file of this program ends in .pt any more, which
+    its reader tells."""
+    return "/" in source or source.endswith((".safetensors", ".pt"))
 
 
 def resolved(job: Job) -> str:

@@ -1,4 +1,4 @@
-"""A job's folder in the storage:
+"""A job's folder in the storage, on a disk that all nodes share or in an object store:
 
 runs/<job>/job.yaml                  the job with every setting written out
 runs/<job>/job.json                  the job's run in MLflow
@@ -8,26 +8,23 @@ runs/<job>/results.csv, results.md   the tests
 
 import json
 import os
-import shutil
+import uuid
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from cluster import checkpoint
 from cluster.checkpoint import Epoch, Progress
-from pipelines.errors import ClusterError
+from pipelines.errors import CheckpointError, ClusterError, DataError, first_line
+from pipelines.location import Location
 
 
 @dataclass(frozen=True)
 class StageFolder:
     """The folder of the stage `name` with the key `key`; another key is another folder."""
 
-    path: Path
+    path: Location
     name: str
     key: str
-
-    def create(self) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
 
     def finished(self) -> "Finished | None":
         content = read_json(self.path / "done.json")
@@ -36,75 +33,108 @@ class StageFolder:
         finished = Finished(self.path / content["delivered"], [Epoch(**epoch) for epoch in content["epochs"]])
         return finished if finished.delivered.exists() else None
 
-    def epochs(self) -> int:
-        """How many epochs an unfinished run has behind it."""
-        saved = checkpoint.newest(self.path)
-        return len(saved.progress.epochs) if saved else 0
+    def progress(self) -> Progress:
+        """Where an unfinished run stands."""
+        return checkpoint.progress(self.path)
 
     def finish(self, progress: Progress, deliver: str) -> "Finished":
-        """Marks the stage as done; what was needed only to go on is deleted."""
+        """Marks the stage as done. Raises CheckpointError: the checkpoint that it delivers is not there."""
         delivered = checkpoint.path_of(self.path, progress.best if deliver == "best" else len(progress.epochs))
+        if not delivered.exists():
+            raise CheckpointError(f"{delivered}: no such checkpoint, of the epoch that stage {self.name} delivers")
         epochs = [asdict(epoch) for epoch in progress.epochs]
         write_json(self.path / "done.json", {"key": self.key, "delivered": delivered.name, "epochs": epochs})
-        shutil.rmtree(self.path / "ray", ignore_errors=True)
         return Finished(delivered, progress.epochs)
 
     def clear(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Raises ClusterError."""
+        try:
+            self.path.delete_folder()
+        except OSError as error:
+            raise ClusterError(f"storage: {self.path} cannot be deleted: {_reason(error)}") from error
 
 
 @dataclass(frozen=True)
 class Finished:
     """What a finished stage left: the checkpoint for later stages and tests, and its epochs."""
 
-    delivered: Path
+    delivered: Location
     epochs: list[Epoch]
 
 
 @dataclass(frozen=True)
 class Store:
-    root: Path
+    root: Location
 
     @classmethod
-    def of(cls, storage: Path, job: str) -> "Store":
+    def of(cls, storage: Location, job: str) -> "Store":
         return cls(storage / "runs" / job)
 
     def check(self) -> None:
         """Raises ClusterError if the folder could not be made; makes nothing."""
-        there = next(place for place in (self.root, *self.root.parents) if place.exists())
+        disk = self.root.disk
+        if disk is None:
+            self._check_bucket()
+            return
+        there = next(place for place in (disk, *disk.parents) if place.exists())
         if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
             raise ClusterError(
                 f"storage: {self.root} cannot be written: {there} is not a folder that may be written to"
             )
 
+    def _check_bucket(self) -> None:
+        bucket = Location(self.root.filesystem, self.root.path.partition("/")[0], self.root.text)
+        try:
+            missing = not bucket.exists()
+        except DataError as error:
+            raise ClusterError(f"storage: {error}") from error
+        if missing:
+            raise ClusterError(f"storage: {self.root} cannot be written: there is no bucket {bucket.path}")
+
     def create(self) -> None:
         """Raises ClusterError if the storage cannot be written."""
+        probe = self.root / f"probe-{uuid.uuid4().hex[:8]}"
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            probe = self.root / f".probe-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
+            probe.write(b"")
+            probe.delete()
         except OSError as error:
-            raise ClusterError(f"storage: {self.root} cannot be written: {error.strerror}") from error
+            raise ClusterError(f"storage: {self.root} cannot be written: {_reason(error)}") from error
 
     def stage(self, name: str, key: str) -> StageFolder:
         return StageFolder(self.root / f"{name}-{key[:12]}", name, key)
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=1) + "\n")
+def write_json(place: Location, content: dict[str, Any]) -> None:
+    write_text(place, json.dumps(content, indent=1) + "\n")
 
 
-def write_text(path: Path, content: str) -> None:
-    """There whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    aside.write_text(content)
-    aside.rename(path)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
+def write_text(place: Location, content: str) -> None:
+    """There whole or not at all. Raises ClusterError."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        place.write(content.encode())
+    except OSError as error:
+        raise ClusterError(f"storage: {place} cannot be written: {_reason(error)}") from error
+
+
+def read_text(place: Location) -> str | None:
+    """None if there is no such file. Raises ClusterError: it cannot be read."""
+    try:
+        return bytes(place.read()).decode(errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ClusterError(f"storage: {place} cannot be read: {_reason(error)}") from error
+
+
+def read_json(place: Location) -> dict[str, Any] | None:
+    """None if there is no such file, or it holds no JSON mapping."""
+    text = read_text(place)
+    try:
+        content = json.loads(text) if text is not None else None
+    except ValueError:
         return None
     return content if isinstance(content, dict) else None
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or first_line(error)

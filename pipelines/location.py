@@ -1,14 +1,24 @@
-"""A place on a local disk or in an object store, through `pyarrow.fs`."""
+"""A place on a local disk or in an object store, through `pyarrow.fs`.
+
+What is written is there whole or not at all. On a disk it is written aside, flushed, and renamed. In an object store an
+object appears when its upload is completed; Arrow completes it, too, when a stream is closed or dropped after an
+exception, so all of the content has to be there before the first byte is written.
+"""
 
 import errno
 import logging
 import os
+import tempfile
 import threading
-from collections.abc import Callable
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import tenacity
 from pyarrow import ArrowException
 from pyarrow import fs as arrow_fs
@@ -23,13 +33,16 @@ _PASSING = {
     + ("ECONNREFUSED", "ECONNRESET", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH")
 }
 _NETWORK = ("AWS Error", "curl", "onnect", "imed out", "imeout", "nreachable", "esolve", "google::cloud", "HTTP")
+_REFUSED = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "PERMISSION_DENIED")
+_ASIDE = ".part"
+_ABANDONED_SECONDS = 3600  # after which a file written aside is taken for what an interrupted write left
 
 log = logging.getLogger(__name__)
 R = TypeVar("R")
 
 
-def persistently(read: Callable[[], R], what: object, given_up: threading.Event | None = None) -> R:
-    """What `read` returns, which is called again, at growing intervals, while the network or the server fails.
+def persistently(call: Callable[[], R], what: object, given_up: threading.Event | None = None) -> R:
+    """What `call` returns, which is called again, at growing intervals, while the network or the server fails.
 
     Raises OSError: what is named `what` is not there, may not be read, or cannot be reached for a minute, or while
     waiting `given_up` was set.
@@ -53,7 +66,7 @@ def persistently(read: Callable[[], R], what: object, given_up: threading.Event 
         before_sleep=tell,
         reraise=True,
     )
-    return retrying(read)
+    return retrying(call)
 
 
 def _passing(error: BaseException) -> bool:
@@ -62,7 +75,8 @@ def _passing(error: BaseException) -> bool:
         return False
     if error.errno is not None:
         return error.errno in _PASSING
-    return any(word in str(error) for word in _NETWORK) and "ACCESS_DENIED" not in str(error)
+    text = str(error)
+    return any(word in text for word in _NETWORK) and not any(word in text for word in _REFUSED)
 
 
 @dataclass(frozen=True)
@@ -97,6 +111,15 @@ class Location:
     def __str__(self) -> str:
         return self.text
 
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+    @property
+    def disk(self) -> Path | None:
+        """The path on a disk of this machine, or one that is mounted like it; None in an object store."""
+        return Path(self.path) if isinstance(self.filesystem, arrow_fs.LocalFileSystem) else None
+
     def exists(self) -> bool:
         try:
             info = persistently(lambda: self.filesystem.get_file_info(self.path), self)
@@ -113,3 +136,101 @@ class Location:
             return persistently(read, self)
         except OSError as error:
             raise DataError(f"{self}: cannot be read: {first_line(error)}") from error
+
+    # What follows raises OSError, for callers who know what the place is for.
+
+    def size(self) -> int | None:
+        """In bytes; None if there is no such file."""
+        info = persistently(lambda: self.filesystem.get_file_info(self.path), self)
+        return info.size if info.type == arrow_fs.FileType.File else None
+
+    def read(self, first: int = 0, count: int | None = None) -> memoryview:
+        """The bytes from `first` on, at most `count` of them; they can be written to."""
+
+        def attempt() -> memoryview:
+            with self.filesystem.open_input_file(self.path) as file:
+                left = max(file.size() - first, 0)
+                content = np.empty(left if count is None else min(count, left), np.uint8).data
+                file.seek(min(first, file.size()))
+                filled = 0
+                while filled < len(content):
+                    got = file.readinto(content[filled:])
+                    if not got:
+                        raise OSError(errno.EIO, "ended while it was read")
+                    filled += got
+                return content
+
+        return persistently(attempt, self)
+
+    @contextmanager
+    def on_disk(self) -> Iterator[Path]:
+        """The file itself, or a copy of it on a disk, which is deleted afterwards."""
+        if self.disk is not None:
+            yield self.disk
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder, self.name)
+            copy.write_bytes(self.read())
+            yield copy
+
+    def write(self, *pieces: bytes | memoryview) -> None:
+        """A file of these pieces, there whole or not at all, in place of what was there. Makes its folders."""
+        disk = self.disk
+        persistently(lambda: _write_aside(disk, pieces) if disk is not None else self._upload(pieces), self)
+
+    def _upload(self, pieces: tuple[bytes | memoryview, ...]) -> None:
+        with self.filesystem.open_output_stream(self.path) as stream:
+            for piece in pieces:
+                stream.write(piece)
+
+    def files(self) -> dict[str, "Location"]:
+        """The files right in this folder by their names; none if there is no such folder."""
+        chosen = arrow_fs.FileSelector(self.path, allow_not_found=True)
+        found = persistently(lambda: self.filesystem.get_file_info(chosen), self)
+        return {info.base_name: self / info.base_name for info in found if info.type == arrow_fs.FileType.File}
+
+    def delete(self) -> None:
+        """If it is there."""
+        _if_there(lambda: self.filesystem.delete_file(self.path), self)
+
+    def delete_folder(self) -> None:
+        """With all that is in it, if it is there."""
+        _if_there(lambda: self.filesystem.delete_dir(self.path), self)
+
+    def sweep(self) -> None:
+        """Deletes what writes into this folder that were interrupted long ago left; on disks alone it can be seen."""
+        if self.disk is None:
+            return
+        for aside in self.disk.glob(f".*{_ASIDE}"):
+            try:
+                if time.time() - aside.stat().st_mtime > _ABANDONED_SECONDS:
+                    aside.unlink()
+            except FileNotFoundError:  # another process swept it
+                pass
+
+
+def _if_there(delete: Callable[[], None], place: Location) -> None:
+    try:
+        persistently(delete, place)
+    except FileNotFoundError:
+        pass
+
+
+def _write_aside(path: Path, pieces: tuple[bytes | memoryview, ...]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_ASIDE}")
+    try:
+        with aside.open("xb") as stream:
+            for piece in pieces:
+                stream.write(piece)
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)  # so that the new name, too, outlasts a power cut
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -13,7 +13,8 @@ from cluster.metrics import Meter, label_ranks
 from cluster.settings import ClusterSettings, StageSettings
 from cluster.train import Stage, train
 from cluster.world import World
-from pipelines.errors import CheckpointError, ClusterError, TrainingError
+from pipelines.errors import ClusterError, TrainingError
+from pipelines.location import Location
 from pipelines.shards import DataSet
 from tests.pipelines.test_loader import damage
 
@@ -50,50 +51,29 @@ def test_training_stopped_after_an_epoch_goes_on_to_the_same_net(digits: tuple[s
     for name in ("whole", "halves"):
         (tmp_path / name).mkdir()
     records: list[dict[str, object]] = []
-    whole = Stage("a", settings(), *digits, tmp_path / "whole")
+    whole = Stage("a", settings(), *digits, str(tmp_path / "whole"))
     progress = train(whole, World.single(), records.append)
-    train(Stage("a", settings(epochs=1), *digits, tmp_path / "halves"), World.single(), lambda r: None)
-    resumed = train(Stage("a", settings(), *digits, tmp_path / "halves"), World.single(), lambda r: None)
+    train(Stage("a", settings(epochs=1), *digits, str(tmp_path / "halves")), World.single(), lambda r: None)
+    resumed = train(Stage("a", settings(), *digits, str(tmp_path / "halves")), World.single(), lambda r: None)
     assert resumed.accuracies == progress.accuracies
-    a, b = (checkpoint.newest(tmp_path / name) for name in ("whole", "halves"))
+    a, b = (checkpoint.newest(Location.of(tmp_path / name)) for name in ("whole", "halves"))
     assert a is not None
     assert b is not None
     assert all(torch.equal(a.weights[key], b.weights[key]) for key in a.weights)
     assert [r["kind"] for r in records].count("epoch") == 2
-    assert {p.name for p in (tmp_path / "whole").iterdir()} == {f"epoch-{n:04d}.pt" for n in {2, progress.best}}
-
-
-def test_a_torn_checkpoint_is_passed_over_and_foreign_files_are_refused(
-    digits: tuple[str, str], tmp_path: Path
-) -> None:
-    train(Stage("a", settings(epochs=1), *digits, tmp_path), World.single(), lambda r: None)
-    good = checkpoint.path_of(tmp_path, 1)
-    checkpoint.path_of(tmp_path, 2).write_bytes(good.read_bytes()[:-1000])
-    with pytest.warns(UserWarning, match="epoch-0002"):
-        found = checkpoint.newest(tmp_path)
-    assert found is not None
-    assert len(found.progress.epochs) == 1
-    for content in (b"", b"name: demo\n", good.read_bytes()[:500]):
-        checkpoint.path_of(tmp_path, 3).write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"epoch-0003\.pt: not a whole checkpoint$"):
-            checkpoint.load(checkpoint.path_of(tmp_path, 3))
-    torch.save({"version": 1}, checkpoint.path_of(tmp_path, 3))
-    with pytest.raises(CheckpointError, match="not a checkpoint of this program: 'card'"):
-        checkpoint.load(checkpoint.path_of(tmp_path, 3))
-    with pytest.raises(CheckpointError, match="no such checkpoint"):
-        checkpoint.load(tmp_path / "none.pt")
+    assert {p.name for p in (tmp_path / "whole").iterdir()} == {"epoch-0001.safetensors", "epoch-0002.safetensors"}
 
 
 def test_a_loss_that_is_not_finite_ends_training_with_its_place(digits: tuple[str, str], tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"stage a: the loss is (nan|inf) in epoch 1"):
-        train(Stage("a", settings(learning_rate=1e30), *digits, tmp_path), World.single(), lambda r: None)
+        train(Stage("a", settings(learning_rate=1e30), *digits, str(tmp_path)), World.single(), lambda r: None)
 
 
 def test_a_dense_test_counts_every_image_once_over_any_number_of_workers(
     digits: tuple[str, str], tmp_path: Path
 ) -> None:
-    progress = train(Stage("a", settings(), *digits, tmp_path), World.single(), lambda r: None)
-    test = Evaluation(checkpoint.path_of(tmp_path, progress.best), digits[1], (32, 40), mirror=True)
+    progress = train(Stage("a", settings(), *digits, str(tmp_path)), World.single(), lambda r: None)
+    test = Evaluation(str(checkpoint.path_of(Location.of(tmp_path), progress.best)), digits[1], (32, 40), mirror=True)
     alone = evaluate.evaluate_share(test, World.single())
     parts = [evaluate.evaluate_share(test, World(rank, 3, torch.device("cpu"), 1)) for rank in range(3)]
     assert alone.images == sum(p.images for p in parts) == 97
@@ -139,14 +119,15 @@ def test_images_that_cannot_be_decoded_are_counted_and_named_and_do_no_harm(
     damaged: tuple[str, str], tmp_path: Path
 ) -> None:
     records: list[dict[str, Any]] = []
-    stage = Stage("a", settings(max_unreadable=0.0104), *damaged, tmp_path / "stage")
+    stage = Stage("a", settings(max_unreadable=0.0104), *damaged, str(tmp_path / "stage"))
     progress = train(stage, World.single(), records.append)
     assert [epoch.unreadable for epoch in progress.epochs] == [3, 3]
     named = [record["name"] for record in records if record["kind"] == "unreadable"]
     assert len(named) == 2 * (3 + 1)
     assert len(set(named)) == 4
     tested = evaluate.evaluate_share(
-        Evaluation(checkpoint.path_of(tmp_path / "stage", 1), damaged[1], (32, 40), mirror=False), World.single()
+        Evaluation(str(checkpoint.path_of(Location.of(tmp_path / "stage"), 1)), damaged[1], (32, 40), mirror=False),
+        World.single(),
     )
     assert (tested.images, tested.unreadable) == (97, 1)
 
@@ -155,6 +136,6 @@ def test_images_that_cannot_be_decoded_are_counted_and_named_and_do_no_harm(
 def test_too_many_of_them_end_the_run_with_a_line(
     damaged: tuple[str, str], tmp_path: Path, share: float, told: str
 ) -> None:
-    stage = Stage("a", settings(max_unreadable=share), *damaged, tmp_path / "stage")
+    stage = Stage("a", settings(max_unreadable=share), *damaged, str(tmp_path / "stage"))
     with pytest.raises(TrainingError, match=rf"{told} cannot be decoded, more than max_unreadable \({share:g}\)"):
         train(stage, World.single(), lambda record: None)

@@ -11,6 +11,7 @@ from jobs import schema
 from jobs.check import check
 from jobs.cli import main
 from pipelines import sources
+from pipelines.location import Location
 from pipelines.prepare import prepare
 from tests.cluster.test_train import settings
 
@@ -49,8 +50,8 @@ def test_sets_that_do_not_belong_together(
 def test_a_net_of_other_classes_or_shape_is_no_start(
     pictures: Path, digits: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(Stage("a", settings(epochs=1), *digits, tmp_path), World.single(), lambda r: None)
-    start = checkpoint.path_of(tmp_path, 1)
+    train(Stage("a", settings(epochs=1), *digits, str(tmp_path)), World.single(), lambda r: None)
+    start = Path(checkpoint.path_of(Location.of(tmp_path), 1).path)
     for name in ("x", "y"):
         prepare(sources.folder(pictures), tmp_path / name)
     init = f", init: {{from: {start}}}"
@@ -63,7 +64,7 @@ def test_a_net_of_other_classes_or_shape_is_no_start(
     assert "stages.a.freeze: conv1_2 would keep random weights: a net B does not get them from" in told(str(b), capsys)
     start.write_bytes(start.read_bytes()[:5000])
     assert "not a whole checkpoint" in told(write(tmp_path, *digits, init), capsys)
-    assert "no such checkpoint" in told(write(tmp_path, *digits, ", init: {from: ./none.pt}"), capsys)
+    assert "no such checkpoint" in told(write(tmp_path, *digits, ", init: {from: ./none.safetensors}"), capsys)
 
 
 def test_relative_places_are_made_absolute(
@@ -81,7 +82,13 @@ def test_a_stages_key_changes_with_what_determines_it_and_with_nothing_else(
     def key(*changes: str) -> str:
         return check(schema.load(write(tmp_path, *digits), changes)).folders["a"].key
 
-    assert key() == key("cluster.workers=2") == key("name=u") == key(f"storage={tmp_path / 'other'}")
+    assert (
+        key()
+        == key("cluster.workers=2")
+        == key("name=u")
+        == key(f"storage={tmp_path / 'other'}")
+        == key("checkpoints.keep=5")
+    )
     different = {key(), key("train.epochs=2"), key("stages.a.seed=1"), key("train.plateau.drops=1")}
     assert len(different) == 4
     assert key("train.recipe=paper") == key()

@@ -58,6 +58,9 @@ ERRORS = [
     ("  t: {{", '  "S=256 (dense)": {{', "job.yaml:9: evaluations.S=256 (dense)"),
     ("storage: {storage}", "storage: runs", "storage: runs: expected a whole path (from / or ~)"),
     ("storage: {storage}", "storage: /etc/passwd/no", "storage: /etc/passwd/no/runs/t cannot be written"),
+    ("data: digits", "data: digits\ncheckpoints: {{keep: 0}}", "job.yaml:3: checkpoints.keep: input should be greater"),
+    ("data: digits", "data: digits\ncheckpoints: {{every: 5}}", "job.yaml:3: checkpoints.every: unknown key"),
+    ("from: a", "from: xx://b/c.safetensors", "stages.e.init.from: xx://b/c.safetensors: no such place"),
     ("data: digits", "data: /no/such/place", "job.yaml:2: data"),
     (
         "epochs: 1",

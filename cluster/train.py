@@ -17,6 +17,7 @@ from cluster import checkpoint, exchange, init, optimise
 from cluster.checkpoint import Card, Checkpoint, Epoch, Progress
 from cluster.metrics import Meter, Totals
 from cluster.settings import StageSettings
+from cluster.stopwatch import Stopwatch
 from cluster.vgg import VGG
 from cluster.world import World
 from pipelines import keys
@@ -32,7 +33,7 @@ from pipelines.stream import Batch
 Log = Callable[[dict[str, Any]], None]
 
 _LINES_PER_EPOCH = 4
-_STEPS_PER_POINT = 50  # metrics at least this often, in steps
+STEPS_PER_POINT = 50  # metrics at least this often, in steps
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,13 @@ class Stage:
     start: Path | None = None
 
 
-def train(stage: Stage, world: World, log: Log) -> Progress:
-    """Trains to the end, from the newest checkpoint if there is one. Every worker calls it; only rank 0 writes."""
+def train(stage: Stage, world: World, log: Log, synchronise: bool = False) -> Progress:
+    """Trains to the end, from the newest checkpoint if there is one. Every worker calls it; only rank 0 writes.
+
+    `synchronise`: see `Stopwatch`; for measurements.
+    """
     s = stage.settings
+    watch = Stopwatch(world.device, synchronise)
     training, validation = DataSet.open(stage.training_data), DataSet.open(stage.validation_data)
     order = Order.of(training.manifest, s.batch, s.seed)
     card = _card(s, training.manifest)
@@ -69,7 +74,8 @@ def train(stage: Stage, world: World, log: Log) -> Progress:
             torch.manual_seed(_dropout_seed(s.seed, number, world.rank))
             started = time.monotonic()
             report = _reporter(stage, number, rate, started, log)
-            totals = _epoch(model, optimiser, stream, order, meter, s.max_unreadable, report, log)
+            watch.read()  # what was before is no step's
+            totals = _epoch(model, optimiser, stream, order, meter, s.max_unreadable, report, log, watch)
             trained = time.monotonic()
             checked = validate(net, checks, meter, validation.rows, log)
             check_readable(checked, validation.rows, s.max_unreadable)
@@ -150,6 +156,7 @@ def _epoch(
     max_unreadable: float,
     report: Callable[[int, int, Totals | None], None],
     log: Log,
+    watch: Stopwatch,
 ) -> Totals:
     """One pass over the training set."""
     model.train()
@@ -157,17 +164,23 @@ def _epoch(
     points = _points(steps)
     totals = Totals(0, 0.0, 0, 0)
     for step in range(1, steps + 1):
-        batch = next(stream)
-        scores = model(batch.images)
-        losses = F.cross_entropy(scores, batch.labels, reduction="none")
-        optimiser.zero_grad(set_to_none=True)
-        exchange.mean_loss(losses, batch.total, meter.world).backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        meter.add(scores, batch.labels, losses, len(batch.replaced))
-        name_unreadable(batch, log)
-        point = meter.read() if step in points else None
-        report(step, steps, point)
+        with watch("input"):
+            batch = next(stream)
+        with watch("forward"):
+            scores = model(batch.images)
+            losses = F.cross_entropy(scores, batch.labels, reduction="none")
+        with watch("backward"):
+            optimiser.zero_grad(set_to_none=True)
+            exchange.mean_loss(losses, batch.total, meter.world).backward()  # type: ignore[no-untyped-call]
+        with watch("optimiser"):
+            optimiser.step()
+        with watch("report"):
+            meter.add(scores, batch.labels, losses, len(batch.replaced))
+            name_unreadable(batch, log)
+            point = meter.read() if step in points else None
+            report(step, steps, point)
         if point is not None:
+            log({"kind": "parts", "step": step, "steps": steps, **asdict(watch.read())})
             totals = totals + point
             check_readable(totals, order.rows, max_unreadable)
     if totals.images != order.rows:
@@ -242,7 +255,7 @@ def _reporter(
 
 def _points(steps: int) -> set[int]:
     """The steps after which the meter is read, the last one of the epoch among them."""
-    n = max(_LINES_PER_EPOCH, math.ceil(steps / _STEPS_PER_POINT))
+    n = max(_LINES_PER_EPOCH, math.ceil(steps / STEPS_PER_POINT))
     return {math.ceil(k * steps / n) for k in range(1, n + 1)}
 
 

@@ -20,7 +20,8 @@ _TICK_SECONDS = 0.5
 
 
 def train_worker(config: dict[str, Any]) -> str | None:
-    """Ray Train's entry: `config` has the `stage`, the `mailbox` for records, and the `threads` of a worker.
+    """Ray Train's entry: `config` has the `stage`, the `mailbox` for records, the `threads` of a worker, and whether
+    its stopwatch is to `synchronise`.
 
     Returns None, or why training cannot go on.
     """
@@ -34,7 +35,7 @@ def train_worker(config: dict[str, Any]) -> str | None:
     warnings = _Warnings(log)
     logging.getLogger("pipelines").addHandler(warnings)
     try:
-        train(stage, world, log)
+        train(stage, world, log, config["synchronise"])
     except TrainingError as error:  # raised on all workers together, and would be again: no case for a retry
         return str(error)
     finally:

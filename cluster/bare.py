@@ -1,0 +1,146 @@
+"""The peer of `bench step`: training as one writes it by hand, for `torchrun -m cluster.bare TASK ANSWER`.
+
+Plain DistributedDataParallel, SGD and nothing else: no metrics, no checkpoints, no Ray. Batches come from the same
+loader, and the first weights are the same, so that the work is that of `cluster.train`.
+"""
+
+import copy
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from pydantic import BaseModel
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cluster import exchange, init
+from cluster.settings import StageSettings
+from cluster.vgg import VGG
+from cluster.world import World
+from pipelines.augment import Recipe
+from pipelines.loader import TrainingBatches
+from pipelines.order import Order
+from pipelines.shards import DataSet
+from pipelines.stream import Batch
+
+
+class Task(BaseModel):
+    """Time is taken from the end of step `first` to the end of step `last`, counted from 1."""
+
+    settings: StageSettings
+    data: str
+    cuda: bool
+    threads: int
+    first: int
+    last: int
+    pairs: int  # of backward passes with and without exchange
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`seconds` and `cpu_seconds` of worker 0 over the steps. `backward` and `exchanged`: median seconds of a backward
+    pass without and with the exchange of gradients, on the same batch."""
+
+    seconds: float
+    cpu_seconds: float
+    backward: float
+    exchanged: float
+
+
+def run(task: Task, world: World) -> Answer:
+    """Every worker calls it."""
+    s = task.settings
+    torch.set_num_threads(world.threads)
+    data = DataSet.open(task.data)
+    net = VGG(s.net, len(data.manifest.classes), s.input_size, s.width, s.dropout)
+    init.randomise(net, s.init.random, s.init.std, s.seed)
+    net.to(world.device).train()
+    with closing(_batches(task, data, world)) as batches:
+        seconds, cpu_seconds = _train(net, iter(batches), task, world)
+    return Answer(seconds, cpu_seconds, *_exchange(net, task, world))
+
+
+def _batches(task: Task, data: DataSet, world: World) -> TrainingBatches:
+    s, statistics = task.settings, data.manifest.statistics
+    assert statistics is not None  # of a training set
+    recipe = Recipe(s.scale, s.input_size, s.flip, s.colour_shift, s.pixel_std, statistics)
+    return TrainingBatches(data, Order.of(data.manifest, s.batch, s.seed), recipe, world.seat, 0, task.last)
+
+
+def _train(net: nn.Module, stream: Iterator[Batch], task: Task, world: World) -> tuple[float, float]:
+    """The loop that is measured: (seconds, CPU seconds)."""
+    s = task.settings
+    model = DistributedDataParallel(net, gradient_as_bucket_view=True) if world.size > 1 else net
+    optimiser = torch.optim.SGD(
+        model.parameters(), s.learning_rate, s.momentum, weight_decay=s.weight_decay, fused=True
+    )
+    start = cpu = 0.0
+    for step, batch in enumerate(stream, 1):
+        loss = F.cross_entropy(model(batch.images), batch.labels)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        if step == task.first:
+            _meet(world)
+            start, cpu = time.perf_counter(), time.process_time()
+    _meet(world)
+    return time.perf_counter() - start, time.process_time() - cpu
+
+
+def _exchange(net: nn.Module, task: Task, world: World) -> tuple[float, float]:
+    """Median seconds of a backward pass of `cluster.train`'s model (without, with) the exchange, in turns."""
+    model = exchange.parallel(copy.deepcopy(net), world)
+    share = -(-task.settings.batch // world.size)
+    images = torch.randn(share, 3, task.settings.input_size, task.settings.input_size, device=world.device)
+    labels = torch.zeros(share, dtype=torch.int64, device=world.device)
+    _backward(model, images, labels, world, alone=False)  # DDP orders its buckets after the first one
+    turns = [[_backward(model, images, labels, world, alone) for alone in (True, False)] for _ in range(task.pairs)]
+    without, exchanged = (median(times) for times in zip(*turns, strict=True))
+    return without, exchanged
+
+
+def _backward(model: nn.Module, images: Tensor, labels: Tensor, world: World, alone: bool) -> float:
+    model.zero_grad(set_to_none=True)
+    with model.no_sync() if alone and isinstance(model, DistributedDataParallel) else nullcontext():
+        loss = F.cross_entropy(model(images), labels)
+        _meet(world)
+        start = time.perf_counter()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if world.device.type == "cuda":
+            torch.cuda.synchronize(world.device)
+    return time.perf_counter() - start
+
+
+def _meet(world: World) -> None:
+    """Waits for all workers and their devices."""
+    if world.device.type == "cuda":
+        torch.cuda.synchronize(world.device)
+    if world.size > 1:
+        dist.barrier()
+
+
+def main(task_file: str, answer_file: str) -> None:
+    task = Task.model_validate_json(Path(task_file).read_bytes())
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if task.cuda else torch.device("cpu")
+    if task.cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if task.cuda else "gloo")
+    world = World(dist.get_rank(), dist.get_world_size(), device, task.threads)
+    answer: dict[str, Any] = asdict(run(task, world))
+    if world.rank == 0:
+        Path(answer_file).write_text(json.dumps(answer))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

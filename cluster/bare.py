@@ -59,25 +59,28 @@ class Answer:
 
 def run(task: Task, world: World) -> Answer:
     """Every worker calls it."""
-    s = task.settings
     torch.set_num_threads(world.threads)
     data = DataSet.open(task.data)
-    net = VGG(s.net, len(data.manifest.classes), s.input_size, s.width, s.dropout)
-    init.randomise(net, s.init.random, s.init.std, s.seed)
-    net.to(world.device).train()
-    with closing(_batches(task, data, world)) as batches:
-        seconds, cpu_seconds = _train(net, iter(batches), task, world)
+    net = random_net(task.settings, data, world)
+    with closing(batches_of(task, data, world)) as batches:
+        seconds, cpu_seconds = train(net, iter(batches), task, world)
     return Answer(seconds, cpu_seconds, *_exchange(net, task, world))
 
 
-def _batches(task: Task, data: DataSet, world: World) -> TrainingBatches:
+def random_net(s: StageSettings, data: DataSet, world: World) -> VGG:
+    net = VGG(s.net, len(data.manifest.classes), s.input_size, s.width, s.dropout)
+    init.randomise(net, s.init.random, s.init.std, s.seed)
+    return net.to(world.device).train()
+
+
+def batches_of(task: Task, data: DataSet, world: World) -> TrainingBatches:
     s, statistics = task.settings, data.manifest.statistics
     assert statistics is not None  # of a training set
     recipe = Recipe(s.scale, s.input_size, s.flip, s.colour_shift, s.pixel_std, statistics)
     return TrainingBatches(data, Order.of(data.manifest, s.batch, s.seed), recipe, world.seat, 0, task.last)
 
 
-def _train(net: nn.Module, stream: Iterator[Batch], task: Task, world: World) -> tuple[float, float]:
+def train(net: nn.Module, stream: Iterator[Batch], task: Task, world: World) -> tuple[float, float]:
     """The loop that is measured: (seconds, CPU seconds)."""
     s = task.settings
     model = DistributedDataParallel(net, gradient_as_bucket_view=True) if world.size > 1 else net

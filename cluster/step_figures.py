@@ -73,11 +73,12 @@ def record(c: Comparison) -> dict[str, Any]:
 
 
 def _parts(interval: Interval, hidden: float) -> dict[str, float]:
-    """Milliseconds a step by part, the exchange taken out of the backward pass, and what is left of the whole."""
+    """Milliseconds a step by part, and what is left of the whole. An exchange that the loop does not time apart, since
+    it goes on during the backward pass, is taken out of that."""
     seconds = dict(interval.parts)
-    backward = seconds["backward"] * hidden
-    seconds["exchange"] += seconds["backward"] - backward
-    seconds["backward"] = backward
+    if seconds["exchange"] == 0:
+        seconds["exchange"] = seconds["backward"] * (1 - hidden)
+        seconds["backward"] *= hidden
     seconds["other"] = interval.seconds - sum(seconds.values())
     return {name: 1000 * value / interval.steps for name, value in seconds.items()}
 

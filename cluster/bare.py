@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cluster import exchange, init
 from cluster.settings import StageSettings
+from cluster.stopwatch import Reading, Stopwatch
 from cluster.vgg import VGG
 from cluster.world import World
 from pipelines.augment import Recipe
@@ -35,24 +36,23 @@ from pipelines.stream import Batch
 
 
 class Task(BaseModel):
-    """Time is taken from the end of step `first` to the end of step `last`, counted from 1."""
+    """Time is taken at the ends of the steps `points`, counted from 1, the last of which ends training."""
 
     settings: StageSettings
     data: str
     cuda: bool
     threads: int
-    first: int
-    last: int
+    points: tuple[int, ...]
     pairs: int  # of backward passes with and without exchange
 
 
 @dataclass(frozen=True)
 class Answer:
-    """`seconds` and `cpu_seconds` of worker 0 over the steps. `backward` and `exchanged`: median seconds of a backward
-    pass without and with the exchange of gradients, on the same batch."""
+    """`seconds` and `cpu_seconds` of worker 0 between two points each. `backward` and `exchanged`: median seconds of a
+    backward pass without and with the exchange of gradients, on the same batch."""
 
-    seconds: float
-    cpu_seconds: float
+    seconds: tuple[float, ...]
+    cpu_seconds: tuple[float, ...]
     backward: float
     exchanged: float
 
@@ -63,7 +63,8 @@ def run(task: Task, world: World) -> Answer:
     data = DataSet.open(task.data)
     net = random_net(task.settings, data, world)
     with closing(batches_of(task, data, world)) as batches:
-        seconds, cpu_seconds = train(net, iter(batches), task, world)
+        readings = train(net, iter(batches), task, world)
+    seconds, cpu_seconds = (tuple(getattr(r, name) for r in readings) for name in ("seconds", "cpu_seconds"))
     return Answer(seconds, cpu_seconds, *_exchange(net, task, world))
 
 
@@ -77,27 +78,26 @@ def batches_of(task: Task, data: DataSet, world: World) -> TrainingBatches:
     s, statistics = task.settings, data.manifest.statistics
     assert statistics is not None  # of a training set
     recipe = Recipe(s.scale, s.input_size, s.flip, s.colour_shift, s.pixel_std, statistics)
-    return TrainingBatches(data, Order.of(data.manifest, s.batch, s.seed), recipe, world.seat, 0, task.last)
+    return TrainingBatches(data, Order.of(data.manifest, s.batch, s.seed), recipe, world.seat, 0, task.points[-1])
 
 
-def train(net: nn.Module, stream: Iterator[Batch], task: Task, world: World) -> tuple[float, float]:
-    """The loop that is measured: (seconds, CPU seconds)."""
+def train(net: nn.Module, stream: Iterator[Batch], task: Task, world: World) -> list[Reading]:
+    """The loop that is measured: what passed between the points."""
     s = task.settings
     model = DistributedDataParallel(net, gradient_as_bucket_view=True) if world.size > 1 else net
     optimiser = torch.optim.SGD(
         model.parameters(), s.learning_rate, s.momentum, weight_decay=s.weight_decay, fused=True
     )
-    start = cpu = 0.0
+    watch, readings = Stopwatch(world.device, parts=()), []
     for step, batch in enumerate(stream, 1):
         loss = F.cross_entropy(model(batch.images), batch.labels)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-        if step == task.first:
+        if step in task.points:
             _meet(world)
-            start, cpu = time.perf_counter(), time.process_time()
-    _meet(world)
-    return time.perf_counter() - start, time.process_time() - cpu
+            readings.append(watch.read())
+    return readings[1:]
 
 
 def _exchange(net: nn.Module, task: Task, world: World) -> tuple[float, float]:

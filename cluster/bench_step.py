@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Round:
-    """`intervals` follow one another and are the steps that `bare` was timed over."""
+    """`intervals` follow one another, and `bare` was timed over the same ones."""
 
     intervals: tuple[Interval, ...]
     bare: Answer
@@ -60,8 +60,7 @@ class Comparison:
 
     settings: StageSettings
     shape: Shape
-    first: int
-    last: int
+    points: tuple[int, ...]  # steps at whose ends time was taken
     rounds: tuple[Round, ...]
     flops: int
     peak_flops: float | None
@@ -95,26 +94,19 @@ def _compare(
     training = cycle.write(data, (steps + warm_up) * s.batch, folder / "train").location.absolute
     validation = cycle.write(data, 1, folder / "val").location.absolute
     found: list[Round] = []
-    first, last = 0, 0
+    points: tuple[int, ...] = ()  # not known before our first run
     for number in range(rounds):
         log(f"round {number + 1} of {rounds}")
         stage = Stage("bench", s, training, validation, folder / f"round-{number}")
         stage.folder.mkdir()
-        answer = None
-        if number % 2:
-            answer = _bare(_task(s, training, shape, first, last), shape, folder)
+        answer = _bare(s, training, shape, points, folder) if number % 2 else None
         records = _ours(stage, shape)
-        first, last = records[0]["step"], records[-1]["step"]
-        if answer is None:
-            answer = _bare(_task(s, training, shape, first, last), shape, folder)
-        intervals = tuple(
-            Interval(after["step"] - before["step"], after["parts"], after["seconds"], after["cpu_seconds"])
-            for before, after in zip(records, records[1:], strict=False)
-        )
-        found.append(Round(intervals, answer))
+        points = tuple(record["step"] for record in records)
+        answer = answer or _bare(s, training, shape, points, folder)
+        found.append(Round(tuple(_intervals(records)), answer))
     device = torch.device("cuda" if shape.gpus else "cpu")
     flops = training_flops(s.net, len(data.manifest.classes), s.input_size, s.width)
-    return Comparison(s, shape, first, last, tuple(found), flops, peak_flops(device, "float32", shape.cpus))
+    return Comparison(s, shape, points, tuple(found), flops, peak_flops(device, "float32", shape.cpus))
 
 
 def _ours(stage: Stage, shape: Shape) -> list[dict[str, Any]]:
@@ -124,12 +116,15 @@ def _ours(stage: Stage, shape: Shape) -> list[dict[str, Any]]:
     return [record for record in records if record["kind"] == "parts"]
 
 
-def _task(s: StageSettings, data: str, shape: Shape, first: int, last: int) -> Task:
-    pairs = max(1, min(_PAIRS_MOST, (last - first) // 4))
-    return Task(settings=s, data=data, cuda=shape.gpus > 0, threads=shape.cpus, first=first, last=last, pairs=pairs)
+def _intervals(records: list[dict[str, Any]]) -> Iterator[Interval]:
+    for before, after in zip(records, records[1:], strict=False):
+        steps = after["step"] - before["step"]
+        yield Interval(steps, after["parts"], after["seconds"], after["cpu_seconds"])
 
 
-def _bare(task: Task, shape: Shape, folder: Path) -> Answer:
+def _bare(s: StageSettings, data: str, shape: Shape, points: tuple[int, ...], folder: Path) -> Answer:
+    pairs = max(1, min(_PAIRS_MOST, (points[-1] - points[0]) // 4))
+    task = Task(settings=s, data=data, cuda=shape.gpus > 0, threads=shape.cpus, points=points, pairs=pairs)
     task_file, answer_file = folder / "task.json", folder / "answer.json"
     task_file.write_text(task.model_dump_json(by_alias=True))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={shape.workers}"]
@@ -138,7 +133,8 @@ def _bare(task: Task, shape: Shape, folder: Path) -> Answer:
     )
     if done.returncode != 0:
         raise BenchError(f"the bare loop: {_reason(done.stderr)}")
-    return Answer(**json.loads(answer_file.read_bytes()))
+    answer = json.loads(answer_file.read_bytes())
+    return Answer(tuple(answer["seconds"]), tuple(answer["cpu_seconds"]), answer["backward"], answer["exchanged"])
 
 
 def _reason(text: str) -> str:

@@ -17,33 +17,37 @@ _NOTES = (
 @dataclass(frozen=True)
 class Figures:
     """Milliseconds a step, medians over all intervals, of `parts` (with "other") and of the `whole` step. Ratios of our
-    loop to the bare one: median, smallest and largest of the rounds."""
+    loop to the bare one, whole rounds: median, smallest and largest. `fastest`: that of the fastest intervals of all
+    rounds, which other programs on the machine disturb least."""
 
     parts: dict[str, float]
     whole: float
     bare: float
     ratio: tuple[float, float, float]
+    fastest: float
     cpu_ratio: tuple[float, float, float]
     flops_per_second: float  # of one worker
     share_of_peak: float | None
 
 
 def figures(c: Comparison) -> Figures:
-    steps = c.last - c.first
     intervals = [interval for r in c.rounds for interval in r.intervals]
+    bare = [1000 * s / i.steps for r in c.rounds for i, s in zip(r.intervals, r.bare.seconds, strict=True)]
+    ours = [1000 * i.seconds / i.steps for i in intervals]
     alone, exchanged = (
         median(values) for values in zip(*((r.bare.backward, r.bare.exchanged) for r in c.rounds), strict=True)
     )
     hidden = min(1.0, alone / exchanged)  # the share of the backward pass that is not exchange
     parts = [_parts(interval, hidden) for interval in intervals]
-    whole = median(1000 * i.seconds / i.steps for i in intervals)
+    whole = median(ours)
     rate = c.flops * c.settings.batch / c.shape.workers / whole * 1000
     return Figures(
         parts={name: median(p[name] for p in parts) for name in (*PARTS, "other")},
         whole=whole,
-        bare=median(1000 * r.bare.seconds / steps for r in c.rounds),
-        ratio=_spread([sum(i.seconds for i in r.intervals) / r.bare.seconds for r in c.rounds]),
-        cpu_ratio=_spread([sum(i.cpu_seconds for i in r.intervals) / r.bare.cpu_seconds for r in c.rounds]),
+        bare=median(bare),
+        ratio=_spread([sum(i.seconds for i in r.intervals) / sum(r.bare.seconds) for r in c.rounds]),
+        fastest=min(ours) / min(bare),
+        cpu_ratio=_spread([sum(i.cpu_seconds for i in r.intervals) / sum(r.bare.cpu_seconds) for r in c.rounds]),
         flops_per_second=rate,
         share_of_peak=rate / c.peak_flops if c.peak_flops else None,
     )
@@ -54,14 +58,16 @@ def table(c: Comparison) -> str:
     rows = [(name, f.parts[name]) for name in (*PARTS, "other")]
     lines = [f"{name:<12}{value:>9.3f} ms{value / f.whole:>8.1%}" for name, value in rows]
     peak = "" if f.share_of_peak is None else f", {f.share_of_peak:.0%} of what its device can do"
+    rounds = f"{len(c.rounds)} round{'s' * (len(c.rounds) != 1)}"
+    ratios = f"{_range(f.ratio)}; of the fastest intervals {f.fastest:.3f}; of CPU time {_range(f.cpu_ratio)}"
     return "\n".join(
         (
             f"net {s.net}, width {s.width:g}, {s.input_size} pixels, batch {s.batch} on {c.shape.workers} workers: "
-            f"{c.last - c.first} steps after {c.first}, {len(c.rounds)} rounds",
+            f"{c.points[-1] - c.points[0]} steps after {c.points[0]}, {rounds}",
             *lines,
             f"{'whole':<12}{f.whole:>9.3f} ms  {f.flops_per_second / 1e9:.1f} GFLOP/s of the model on a worker{peak}",
             f"{'bare loop':<12}{f.bare:>9.3f} ms",
-            f"{'ratio':<12}{_range(f.ratio)}; CPU time {_range(f.cpu_ratio)}",
+            f"{'ratio':<12}{ratios}",
             _NOTES,
         )
     )

@@ -29,10 +29,11 @@ def test_a_step_is_measured_by_part_and_beside_the_bare_loop(
     assert main(["bench", "step", digits[0], *options, "--json", str(tmp_path / "step.json")]) == 0
     printed = capsys.readouterr().out
     found = json.loads((tmp_path / "step.json").read_text())
-    steps = found["last"] - found["first"]
+    steps = found["points"][-1] - found["points"][0]
     assert steps >= 20
     (measured,) = found["rounds"]
     assert sum(interval["steps"] for interval in measured["intervals"]) == steps
+    assert len(measured["bare"]["seconds"]) == len(measured["intervals"])
     for interval in measured["intervals"]:
         assert interval["parts"].keys() == set(PARTS)
         assert all(interval["parts"][part] > 0 for part in ("input", "forward", "backward", "optimiser", "report"))
@@ -50,7 +51,7 @@ def test_the_bare_loop_trains_the_same_net_as_ours(digits: tuple[str, str], tmp_
     train(Stage("a", s, *digits, tmp_path), World.single(), lambda record: None)
     ours = checkpoint.load(checkpoint.path_of(tmp_path, 1)).weights
     data, world = DataSet.open(digits[0]), World.single()
-    task = Task(settings=s, data=digits[0], cuda=False, threads=1, first=1, last=6, pairs=1)
+    task = Task(settings=s, data=digits[0], cuda=False, threads=1, points=(1, 6), pairs=1)
     net = bare.random_net(s, data, world)
     first = {name: weight.clone() for name, weight in net.state_dict().items()}
     with closing(bare.batches_of(task, data, world)) as batches:
@@ -63,8 +64,10 @@ def test_the_bare_loop_trains_the_same_net_as_ours(digits: tuple[str, str], tmp_
 def comparison() -> Comparison:
     """Steps of 10 ms, of which 6 ms are backward, a third of that exchange; the bare loop's take 8 ms."""
     parts = dict.fromkeys(PARTS, 0.0) | {"forward": 0.03, "backward": 0.06}
-    turn = Round((Interval(10, parts, 0.1, 0.05), Interval(10, parts, 0.1, 0.05)), Answer(0.16, 0.2, 0.002, 0.003))
-    return Comparison(settings(batch=50), Shape(2, 1, 0), 5, 25, (turn,), 1_000_000, 5e9)
+    turn = Round(
+        (Interval(10, parts, 0.1, 0.05), Interval(10, parts, 0.1, 0.05)), Answer((0.08, 0.08), (0.1, 0.1), 0.002, 0.003)
+    )
+    return Comparison(settings(batch=50), Shape(2, 1, 0), (5, 15, 25), (turn,), 1_000_000, 5e9)
 
 
 def test_figures_are_medians_over_intervals_and_ratios_of_whole_rounds() -> None:
@@ -74,18 +77,20 @@ def test_figures_are_medians_over_intervals_and_ratios_of_whole_rounds() -> None
     )
     assert (f.whole, f.bare) == pytest.approx((10, 8))
     assert f.ratio == pytest.approx((1.25,) * 3)
+    assert f.fastest == pytest.approx(1.25)
     assert f.cpu_ratio == pytest.approx((0.5,) * 3)
     assert f.flops_per_second == pytest.approx(1_000_000 * 25 / 0.01)
     assert f.share_of_peak == pytest.approx(0.5)
-    slow = replace(comparison().rounds[0], bare=Answer(0.1, 0.2, 0.002, 0.003))
+    slow = replace(comparison().rounds[0], bare=Answer((0.06, 0.04), (0.1, 0.1), 0.002, 0.003))
     both = figures(replace(comparison(), rounds=(comparison().rounds[0], slow)))
     assert both.ratio == pytest.approx((1.625, 1.25, 2.0))
+    assert both.fastest == pytest.approx(2.5)
     assert "50% of what its device can do" in table(comparison())
     assert "device" not in table(replace(comparison(), peak_flops=None))
 
 
 def test_an_exchange_that_was_measured_shorter_than_none_is_none() -> None:
-    turn = replace(comparison().rounds[0], bare=Answer(0.16, 0.2, 0.003, 0.002))
+    turn = replace(comparison().rounds[0], bare=Answer((0.08, 0.08), (0.1, 0.1), 0.003, 0.002))
     f = figures(replace(comparison(), rounds=(turn,)))
     assert (f.parts["backward"], f.parts["exchange"]) == pytest.approx((6, 0))
 

@@ -121,7 +121,7 @@ def _most() -> Node:
     return Node(*(int(max(now.get(kind, 0), later.get(kind, 0))) for kind in ("CPU", "GPU")))
 
 
-def train_stage(stage: Stage, on: Shape, max_failures: int, listen: Listen) -> None:
+def train_stage(stage: Stage, on: Shape, max_failures: int, listen: Listen, synchronise: bool = False) -> None:
     """Trains one stage to its end; `listen` gets the records of worker 0. Raises TrainingError."""
     # Ray Train wants a place for checkpoints. It gets none from us, so no worker looks at it: a folder here will do.
     with (
@@ -130,7 +130,12 @@ def train_stage(stage: Stage, on: Shape, max_failures: int, listen: Listen) -> N
     ):
         trainer = TorchTrainer(
             train_worker,
-            train_loop_config={"stage": stage, "mailbox": mailbox, "threads": on.cpus},
+            train_loop_config={
+                "stage": stage,
+                "mailbox": mailbox,
+                "threads": on.cpus,
+                "synchronise": synchronise,
+            },
             scaling_config=ray.train.ScalingConfig(
                 num_workers=on.workers,
                 use_gpu=on.gpus > 0,

@@ -21,7 +21,8 @@ _PACKAGES = ("cluster", "pipelines")  # whose warnings are for the user
 
 
 def train_worker(config: dict[str, Any]) -> str | None:
-    """Ray Train's entry: `config` has the `stage`, the `mailbox` for records, and the `threads` of a worker.
+    """Ray Train's entry: `config` has the `stage`, the `mailbox` for records, the `threads` of a worker, and whether
+    its stopwatch is to `synchronise`.
 
     Returns None, or why training cannot go on.
     """
@@ -36,7 +37,7 @@ def train_worker(config: dict[str, Any]) -> str | None:
     for package in _PACKAGES:
         logging.getLogger(package).addHandler(warnings)
     try:
-        train(stage, world, log)
+        train(stage, world, log, config["synchronise"])
     except TrainingError as error:  # raised on all workers together, and would be again: no case for a retry
         return str(error)
     finally:

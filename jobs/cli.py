@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.settings import StageSettings
-from jobs import schema
+from jobs import bench_cli, schema
+from jobs.source import open_source, scale_range
 from pipelines import imagenet, parquet, sources
 from pipelines.aside import check_apart
 from pipelines.errors import DataError, SettingsError, VerydeepError
@@ -62,8 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _prepare_arguments(verbs.add_parser("prepare", help="make a data set of images"))
 
-    bench = verbs.add_parser("bench", help="measure parts beside what one would otherwise take")
-    _input_arguments(bench.add_subparsers(required=True, metavar="PART").add_parser("input", help="making of batches"))
+    bench_cli.add_arguments(verbs.add_parser("bench", help="measure parts beside what one would otherwise take"))
     return parser
 
 
@@ -99,22 +98,6 @@ def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
     for each in (folder, archives, files, digits):
         each.add_argument("--overwrite", action="store_true", help="replace what is there")
         each.add_argument("--strict", action="store_true", help="fail on files that would be left out")
-
-
-def _input_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Compares the making of training batches on the CPU with other ways to make the same."
-    parser.add_argument("data", metavar="DATASET", help="a prepared training set; its first images are taken")
-    parser.add_argument(
-        "--scale", type=int, nargs="+", default=[256, 512], metavar="S", help="S, or smallest and largest (256 512)"
-    )
-    parser.add_argument("--crop", type=int, default=224, help="the crop's side (default: 224)")
-    parser.add_argument("--rounds", type=int, default=5, help="that are measured (default: 5)")
-    parser.add_argument("--images", type=int, metavar="N", help="of a round, the same in each (default: up to 512)")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="contenders beside ours (default: all)")
-    parser.add_argument("--no-tune", action="store_true", help="take default settings instead of each one's best")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that is measured")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="draw a chart")
-    parser.set_defaults(verb=_bench_input)
 
 
 def _job_arguments(parser: argparse.ArgumentParser) -> None:
@@ -176,16 +159,17 @@ def _plan(options: argparse.Namespace) -> None:
 
 def _show(options: argparse.Namespace) -> None:
     _check_png(options.output)
-    place, stage, title = _shown(options)
+    source = open_source(options.source, options.stage, options.scale)
+    stage = source.settings
     from pipelines import sheet, show  # slow imports
 
     def chosen(option: str, setting: str) -> Any:
         given = getattr(options, option)
         return getattr(stage, setting) if given is None else given
 
-    data = DataSet.open(place)
+    data = DataSet.open(source.data)
     view = show.View(
-        scale=stage.scale if options.scale is None else _range(options.scale),
+        scale=stage.scale if options.scale is None else scale_range(options.scale),
         crop=chosen("crop", "input_size"),
         flip=chosen("flip", "flip"),
         colour_shift=chosen("colour_shift", "colour_shift"),
@@ -196,36 +180,8 @@ def _show(options: argparse.Namespace) -> None:
         origins=options.windows,
     )
     cells = show.cells(data, view)
-    sheet.draw(cells, view.columns, [*title, *show.header(data, view, len(cells))]).save(options.output)
+    sheet.draw(cells, view.columns, [*source.title, *show.header(data, view, len(cells))]).save(options.output)
     print(f"{options.output}: {len(cells)} of {data.rows} images")
-
-
-def _shown(options: argparse.Namespace) -> tuple[str, StageSettings, list[str]]:
-    """The data set's place, a stage's settings (of no job, the defaults), and where these come from, for the header.
-
-    Raises SettingsError or DataError.
-    """
-    if not options.source.endswith((".yaml", ".yml")):
-        if options.stage is not None:
-            raise SettingsError(
-                f"--stage {options.stage}: {options.source} is not a job file (.yaml), so has no stages"
-            )
-        if options.scale is None:
-            raise SettingsError("give --scale, the shorter side S in pixels, or its smallest and largest value")
-        return options.source, StageSettings.model_construct(net="A", scale=_range(options.scale)), []
-    job = schema.load(options.source)
-    from jobs import check
-
-    name = next(iter(job.stages)) if options.stage is None else options.stage
-    if name not in job.stages:
-        raise SettingsError(f"--stage {name}: there is no such stage; there are {', '.join(job.stages)}")
-    return check.data_sets(job).train, job.stages[name], [f"stage {name} of {options.source}"]
-
-
-def _range(scale: list[int]) -> tuple[int, int]:
-    if len(scale) > 2:
-        raise SettingsError(f"--scale {' '.join(map(str, scale))}: give S, or its smallest and largest value")
-    return scale[0], scale[-1]
 
 
 def _check_png(path: Path) -> None:
@@ -236,34 +192,6 @@ def _check_png(path: Path) -> None:
         raise SettingsError(
             f"--output {path}: " + ("is a folder" if path.is_dir() else f"there is no folder {path.parent}")
         )
-
-
-def _bench_input(options: argparse.Namespace) -> None:
-    for file in (options.json, options.png):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise SettingsError(f"{file}: there is no folder {file.absolute().parent}")
-    if len(options.scale) > 2:
-        raise SettingsError("--scale takes one S, or the smallest and the largest")
-    from pipelines import bench_input, figures  # slow imports
-
-    scale = (options.scale[0], options.scale[-1])
-    results = bench_input.run(
-        options.data,
-        scale,
-        options.crop,
-        options.rounds,
-        options.images,
-        options.only,
-        not options.no_tune,
-        log=lambda line: print(line, file=sys.stderr, flush=True),
-    )
-    print(figures.table(results, "images"))
-    if options.json is not None:
-        settings = {"data": options.data, "scale": scale, "crop": options.crop, "tuned": not options.no_tune}
-        options.json.write_text(figures.record(results, settings))
-    if options.png is not None:
-        title = f"Training batches, S {' to '.join(map(str, options.scale))}, {figures.cpu_model()}"
-        figures.chart(results, "images", title, options.png)
 
 
 def _prepare(options: argparse.Namespace) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 from pipelines.bench import Result, setting_text
 
 _PACKAGES = (
-    "nvidia-dali-cuda130", "torch", "pillow", "opencv-python-headless", "webdataset", "numpy", "pyarrow", "verydeep"
+    "nvidia-dali-cuda130", "torch", "pillow", "opencv-python-headless", "webdataset", "numpy", "pyarrow",
+    "ray", "verydeep"
 )  # fmt: skip
 
 
@@ -72,15 +73,22 @@ def table(results: Sequence[Result], items: str) -> str:
 def record(results: Sequence[Result], settings: dict[str, Any]) -> str:
     """JSON with all that was measured, where and with what. `settings`: of the comparison as a whole."""
     content = {
+        **environment(),
+        "settings": settings,
+        "contenders": [asdict(r) | {"figures": asdict(figures(r, results[0]))} for r in results],
+    }
+    return json.dumps(content, indent=1) + "\n"
+
+
+def environment() -> dict[str, Any]:
+    """When and where something is measured, and with what."""
+    return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "cpu": cpu_model(),
         "python": platform.python_version(),
         "system": platform.platform(),
         "versions": {package: found for package in _PACKAGES if (found := _version(package))},
-        "settings": settings,
-        "contenders": [asdict(r) | {"figures": asdict(figures(r, results[0]))} for r in results],
     }
-    return json.dumps(content, indent=1) + "\n"
 
 
 def chart(results: Sequence[Result], items: str, title: str, file: Path) -> None:

@@ -32,14 +32,17 @@ def test_ranks_count_ties_and_nan_against_the_net() -> None:
     assert label_ranks(scores, torch.tensor([1, 0, 0])).tolist() == [0, 2, 2]
 
 
-def test_a_meter_adds_up_batches_of_any_size() -> None:
+@pytest.mark.parametrize("size", [1, 3, 17, 200])
+def test_a_meter_adds_up_batches_of_any_size_and_number(size: int) -> None:
     torch.manual_seed(0)
     scores, labels = torch.randn(101, 20), torch.randint(20, (101,))
     losses = torch.nn.functional.cross_entropy(scores, labels, reduction="none")
     meter = Meter(World.single())
-    for part in torch.split(torch.arange(101), 17):
-        meter.add(scores[part], labels[part], losses[part])
+    meter.add(scores[:0], labels[:0], losses[:0])  # of a worker without a share
+    for part in torch.split(torch.arange(101), size):
+        meter.add(scores[part], labels[part], losses[part], unreadable=1)
     totals = meter.read()
+    assert totals.unreadable == -(-101 // size)
     top5 = sum(int(label) in row.topk(5).indices.tolist() for row, label in zip(scores, labels, strict=True))
     assert (totals.images, totals.top1, totals.top5) == (101, int((scores.argmax(1) == labels).sum()), top5)
     assert totals.loss == pytest.approx(float(losses.mean()), rel=1e-6)

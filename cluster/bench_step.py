@@ -1,0 +1,144 @@
+"""`verydeep bench step`: the time of a step of our loop by part, and beside it the bare loop of `cluster.bare`.
+
+Both train the same net on the same batches, in turns, in rounds whose order alternates. Ours is a whole run through
+Ray Train, with all that it does in a step; only MLflow and the terminal are left out. Both are timed on worker 0, from
+the end of our first point (see `cluster.train`), which warms up, to the end of the last step, where workers wait for
+one another; starting up is not in it.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cluster import bare, launch
+from cluster.bare import Answer, Task
+from cluster.flops import training_flops
+from cluster.launch import Shape
+from cluster.peak import peak_flops
+from cluster.settings import ClusterSettings, StageSettings
+from cluster.train import STEPS_PER_POINT, Stage
+from pipelines import cycle
+from pipelines.errors import BenchError, DataError, SettingsError
+from pipelines.shards import DataSet
+
+Log = Callable[[str], None]
+
+_PAIRS_MOST = 20
+# The speed does not depend on it, and with this no net diverges, whatever its first weights and its pixels' range.
+_LEARNING_RATE = 1e-8
+
+
+@dataclass(frozen=True)
+class Interval:
+    """`steps` of our loop on worker 0; `parts`, `seconds`, `cpu_seconds`: see `stopwatch.Reading`."""
+
+    steps: int
+    parts: dict[str, float]
+    seconds: float
+    cpu_seconds: float
+
+
+@dataclass(frozen=True)
+class Round:
+    """`intervals` follow one another, and `bare` was timed over the same ones."""
+
+    intervals: tuple[Interval, ...]
+    bare: Answer
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`flops`: of training with one image. `peak_flops`: of one worker's device, if known."""
+
+    settings: StageSettings
+    shape: Shape
+    points: tuple[int, ...]  # steps at whose ends time was taken
+    rounds: tuple[Round, ...]
+    flops: int
+    peak_flops: float | None
+
+
+def run(place: str, settings: StageSettings, workers: int, steps: int, rounds: int, log: Log) -> Comparison:
+    """At least `steps` are timed in each of the rounds. Raises SettingsError, DataError, ClusterError, BenchError,
+    TrainingError."""
+    for option, value in (("--steps", steps), ("--rounds", rounds), ("--workers", workers)):
+        if value < 1:
+            raise SettingsError(f"{option} {value}: at least 1")
+    data = DataSet.open(place)
+    if data.manifest.statistics is None:
+        raise DataError(f"{place}: has no statistics of its pixels, as validation sets have none; take a training set")
+    settings = settings.model_copy(
+        update={"epochs": 1, "learning_rate": _LEARNING_RATE, "init": settings.init.model_copy(update={"source": None})}
+    )
+    launch.connect()
+    try:
+        shape = launch.shape(ClusterSettings(workers=workers))
+        with tempfile.TemporaryDirectory(prefix="verydeep-bench-") as folder:
+            return _compare(data, settings, shape, steps, rounds, Path(folder), log)
+    finally:
+        launch.disconnect()
+
+
+def _compare(
+    data: DataSet, s: StageSettings, shape: Shape, steps: int, rounds: int, folder: Path, log: Log
+) -> Comparison:
+    warm_up = min(-(-steps // 3), STEPS_PER_POINT)  # the first point: a quarter of an epoch, at most so many steps
+    training = cycle.write(data, (steps + warm_up) * s.batch, folder / "train").location.absolute
+    validation = cycle.write(data, 1, folder / "val").location.absolute
+    found: list[Round] = []
+    points: tuple[int, ...] = ()  # not known before our first run
+    for number in range(rounds):
+        log(f"round {number + 1} of {rounds}")
+        stage = Stage("bench", s, training, validation, folder / f"round-{number}")
+        stage.folder.mkdir()
+        answer = _bare(s, training, shape, points, folder) if number % 2 else None
+        records = _ours(stage, shape)
+        points = tuple(record["step"] for record in records)
+        answer = answer or _bare(s, training, shape, points, folder)
+        found.append(Round(tuple(_intervals(records)), answer))
+    device = torch.device("cuda" if shape.gpus else "cpu")
+    flops = training_flops(s.net, len(data.manifest.classes), s.input_size, s.width)
+    return Comparison(s, shape, points, tuple(found), flops, peak_flops(device, "float32", shape.cpus))
+
+
+def _ours(stage: Stage, shape: Shape) -> list[dict[str, Any]]:
+    """The records of time by part, of a run of one epoch."""
+    records: list[dict[str, Any]] = []
+    launch.train_stage(stage, shape, 0, records.append)
+    return [record for record in records if record["kind"] == "parts"]
+
+
+def _intervals(records: list[dict[str, Any]]) -> Iterator[Interval]:
+    for before, after in zip(records, records[1:], strict=False):
+        steps = after["step"] - before["step"]
+        yield Interval(steps, after["parts"], after["seconds"], after["cpu_seconds"])
+
+
+def _bare(s: StageSettings, data: str, shape: Shape, points: tuple[int, ...], folder: Path) -> Answer:
+    pairs = max(1, min(_PAIRS_MOST, (points[-1] - points[0]) // 4))
+    task = Task(settings=s, data=data, cuda=shape.gpus > 0, threads=shape.cpus, points=points, pairs=pairs)
+    task_file, answer_file = folder / "task.json", folder / "answer.json"
+    task_file.write_text(task.model_dump_json(by_alias=True))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={shape.workers}"]
+    done = subprocess.run(
+        [*torchrun, "-m", bare.__name__, str(task_file), str(answer_file)], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise BenchError(f"the bare loop: {_reason(done.stderr)}")
+    answer = json.loads(answer_file.read_bytes())
+    return Answer(tuple(answer["seconds"]), tuple(answer["cpu_seconds"]), answer["backward"], answer["exchanged"])
+
+
+def _reason(text: str) -> str:
+    """The first error that torchrun's output tells of, or else its last line."""
+    lines = [re.sub(r"^\[rank\d+\]:\s*", "", line.strip()) for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
+    return next(iter(errors or lines[-1:]), "torchrun failed and gave no reason")

@@ -1,0 +1,36 @@
+"""Floating-point operations that a net asks for: two for each multiply-add of its convolutions and FC layers.
+
+Activations, pools, biases and normalisations are not counted, as is usual; they are less than 1 % at full width.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from cluster.vgg import VGG, convolutions
+
+
+def forward_flops(net: str, classes: int = 1000, input_size: int = 224, width: float = 1.0) -> int:
+    """Of one image of `input_size` pixels a side."""
+    return sum(_layers(net, classes, input_size, width))
+
+
+def training_flops(net: str, classes: int = 1000, input_size: int = 224, width: float = 1.0) -> int:
+    """Of one image, forward and backward.
+
+    A layer's backward pass multiplies twice, for the gradient of its weights and for that of its input, each time as
+    much as forward; the first layer's input, the image, needs no gradient.
+    """
+    first, *others = _layers(net, classes, input_size, width)
+    return 2 * first + 3 * sum(others)
+
+
+def _layers(net: str, classes: int, input_size: int, width: float) -> Iterator[int]:
+    """Of each layer, forward: every weight is used once for each place of the layer's map."""
+    with torch.device("meta"):
+        model = VGG(net, classes, input_size, width)
+    for conv in convolutions(net):
+        side = input_size >> (conv.block - 1)
+        yield 2 * side**2 * model.get_parameter(f"{conv.name}.weight").numel()
+    for fc in (model.fc1, model.fc2, model.fc3):
+        yield 2 * fc.weight.numel()

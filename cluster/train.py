@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cluster import checkpoint, exchange, init, optimise
+from cluster.agree import Agreement, Control, Undisturbed, Wish
 from cluster.checkpoint import Card, Checkpoint, Epoch, Progress
 from cluster.metrics import Meter, Totals
 from cluster.settings import StageSettings
@@ -47,9 +49,18 @@ class Stage:
     start: Path | None = None
 
 
-def train(stage: Stage, world: World, log: Log) -> Progress:
-    """Trains to the end, from the newest checkpoint if there is one. Every worker calls it; only rank 0 writes."""
+class Outcome(Enum):
+    FINISHED = "finished"
+    STOPPED = "stopped"
+
+
+def train(stage: Stage, world: World, log: Log, control: Control | None = None) -> Outcome:
+    """Trains to the end, or after a whole epoch if it is asked to stop, from the newest checkpoint if there is one.
+
+    Every worker calls it; only rank 0 writes.
+    """
     s = stage.settings
+    wishes = _Wishes(world, control or Undisturbed())
     training, validation = DataSet.open(stage.training_data), DataSet.open(stage.validation_data)
     order = Order.of(training.manifest, s.batch, s.seed)
     card = _card(s, training.manifest)
@@ -69,7 +80,7 @@ def train(stage: Stage, world: World, log: Log) -> Progress:
             torch.manual_seed(_dropout_seed(s.seed, number, world.rank))
             started = time.monotonic()
             report = _reporter(stage, number, rate, started, log)
-            totals = _epoch(model, optimiser, stream, order, meter, s.max_unreadable, report, log)
+            totals = _epoch(model, optimiser, stream, order, meter, s.max_unreadable, report, wishes.heed, log)
             trained = time.monotonic()
             checked = validate(net, checks, meter, validation.rows, log)
             check_readable(checked, validation.rows, s.max_unreadable)
@@ -82,7 +93,22 @@ def train(stage: Stage, world: World, log: Log) -> Progress:
                 checkpoint.prune(stage.folder, {progress.best, number + 1})
             log({"kind": "epoch", "stage": stage.name, "epoch": number + 1, "epochs": s.epochs, **asdict(epoch)})
             log({"kind": "reading", "epoch": number + 1, "rank": world.rank, "read_per_used": batches.read_per_used})
-    return progress
+            if wishes.stop:
+                return Outcome.STOPPED
+    return Outcome.FINISHED
+
+
+class _Wishes:
+    """What the workers agreed on, step by step."""
+
+    def __init__(self, world: World, control: Control) -> None:
+        self._agreement, self._control, self.stop = Agreement(world), control, False
+
+    def heed(self) -> None:
+        wish = self._agreement.exchange(self._control.wish())
+        if wish is Wish.LOOK:
+            wish = self._control.look()
+        self.stop |= wish is Wish.STOP
 
 
 def _card(s: StageSettings, training: Manifest) -> Card:
@@ -149,6 +175,7 @@ def _epoch(
     meter: Meter,
     max_unreadable: float,
     report: Callable[[int, int, Totals | None], None],
+    heed: Callable[[], None],
     log: Log,
 ) -> Totals:
     """One pass over the training set."""
@@ -167,6 +194,7 @@ def _epoch(
         name_unreadable(batch, log)
         point = meter.read() if step in points else None
         report(step, steps, point)
+        heed()
         if point is not None:
             totals = totals + point
             check_readable(totals, order.rows, max_unreadable)

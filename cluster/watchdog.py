@@ -25,6 +25,7 @@ class Watchdog:
         self._watched = threading.get_ident()
         self._last, self._longest = time.monotonic(), 0.0
         self._closed = threading.Event()
+        self._arm()
         self._thread = threading.Thread(target=self._look, name="watchdog", daemon=True)
         self._thread.start()
 
@@ -38,13 +39,18 @@ class Watchdog:
 
     def _look(self) -> None:
         while not self._closed.wait(min(_LOOK_SECONDS, self._limit / 4)):
-            limit = max(self._limit, _GAPS * self._longest)
-            faulthandler.dump_traceback_later(limit + _LOOK_SECONDS, exit=True, file=2)
+            limit = self._arm()
             silent = time.monotonic() - self._last
             if silent > limit:
                 self._tell(f"no step for {silent:.0f} s; it hangs in {_place(sys._current_frames()[self._watched])}")
                 self._end(1)
         faulthandler.cancel_dump_traceback_later()
+
+    def _arm(self) -> float:
+        """Winds faulthandler's clock up again, before it strikes. Returns the limit."""
+        limit = max(self._limit, _GAPS * self._longest)
+        faulthandler.dump_traceback_later(limit + _LOOK_SECONDS, exit=True, file=2)
+        return limit
 
 
 def _place(frame: FrameType) -> str:

@@ -30,6 +30,7 @@ class Reporter(ControllerCallback):  # type: ignore[misc]
     def after_controller_start(self, train_run_context: Any) -> None:
         self._requester = _requester(train_run_context.run_id)
         self._mailbox.put.remote({"kind": "controller", "handle": ray.get_runtime_context().current_actor})
+        self._look_again()
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         del previous_state

@@ -48,7 +48,7 @@ Signalled = Callable[[], int | None]  # the number of the signal that has come, 
 _POLL_SECONDS = 0.25
 _ROOM_POLL_SECONDS = 2.0
 _QUIET_SECONDS = 60  # after which a person is told that workers say nothing; then after twice as long, and so on
-_START_SECONDS, _ELASTIC_START_SECONDS = 300, 8  # for workers to find their places; then elastic ones are less
+_START_SECONDS, _ELASTIC_START_SECONDS = 300, 5  # for workers to find their places; then elastic ones are less
 
 
 def connect() -> str:

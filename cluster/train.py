@@ -39,7 +39,10 @@ _STEPS_PER_POINT = 50  # metrics at least this often, in steps
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage's work: `start` is the checkpoint that its net starts from, `folder` takes its own."""
+    """One stage's work: `start` is the checkpoint that its net starts from, `folder` takes its own.
+
+    With `ledger`, the rows of every step are told of.
+    """
 
     name: str
     settings: StageSettings
@@ -47,6 +50,7 @@ class Stage:
     validation_data: str
     folder: Path
     start: Path | None = None
+    ledger: bool = False
 
 
 class Outcome(Enum):
@@ -80,7 +84,14 @@ def train(stage: Stage, world: World, log: Log, control: Control | None = None) 
             torch.manual_seed(_dropout_seed(s.seed, number, world.rank))
             started = time.monotonic()
             report = _reporter(stage, number, rate, started, log)
-            totals = _epoch(model, optimiser, stream, order, meter, s.max_unreadable, report, wishes.heed, log)
+
+            def heed(step: int, batch: Batch, epoch: int = number + 1) -> None:
+                wishes.heed()
+                if stage.ledger:
+                    rows = batch.rows.tolist()
+                    log({"kind": "rows", "epoch": epoch, "step": step, "rank": world.rank, "rows": rows})
+
+            totals = _epoch(model, optimiser, stream, order, meter, s.max_unreadable, report, heed, log)
             trained = time.monotonic()
             checked = validate(net, checks, meter, validation.rows, log)
             check_readable(checked, validation.rows, s.max_unreadable)
@@ -175,7 +186,7 @@ def _epoch(
     meter: Meter,
     max_unreadable: float,
     report: Callable[[int, int, Totals | None], None],
-    heed: Callable[[], None],
+    heed: Callable[[int, Batch], None],
     log: Log,
 ) -> Totals:
     """One pass over the training set."""
@@ -194,7 +205,7 @@ def _epoch(
         name_unreadable(batch, log)
         point = meter.read() if step in points else None
         report(step, steps, point)
-        heed()
+        heed(step, batch)
         if point is not None:
             totals = totals + point
             check_readable(totals, order.rows, max_unreadable)

@@ -5,7 +5,7 @@ import random
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from pipelines.errors import TrainingError
 from pipelines.schema import MANIFEST
 from pipelines.shards import DataSet
 from tests.cluster.chaos import send, train_workers
+from tests.cluster.listener import Listener, in_epoch
 from tests.cluster.test_train import settings
 
 ON = Shape(2, 1, 0, 2)
@@ -62,28 +63,10 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return saved.weights
 
 
-class Once:
-    """A listener that does something once: in the second epoch, after some steps."""
-
-    def __init__(self, act: Callable[[], None]) -> None:
-        self._act = act
-        self.records: list[dict[str, Any]] = []
-        self._done = False
-
-    def __call__(self, record: dict[str, Any]) -> None:
-        self.records.append(record)
-        if not self._done and record["kind"] in ("tick", "point") and record["epoch"] == 2 and record["step"] > 2:
-            self._done = True
-            self._act()
-
-    def texts(self) -> list[str]:
-        return [record["text"] for record in self.records if record["kind"] == "warning"]
-
-
 def test_a_killed_worker_costs_no_result(
     digits: tuple[str, str], tmp_path: Path, undisturbed: dict[str, torch.Tensor]
 ) -> None:
-    listener = Once(lambda: send(signal.SIGKILL, random.choice(train_workers(os.getpid()))))
+    listener = Listener((in_epoch(2), lambda: send(signal.SIGKILL, random.choice(train_workers(os.getpid())))))
     launch.train_stage(stage(digits, tmp_path), ON, CLUSTER, listener)
     found = weights(tmp_path)
     assert all(torch.equal(found[key], undisturbed[key]) for key in undisturbed)
@@ -97,7 +80,7 @@ def test_a_killed_worker_costs_no_result(
 def test_a_run_that_is_asked_to_stop_writes_a_checkpoint_and_goes_on_from_it(
     digits: tuple[str, str], tmp_path: Path, undisturbed: dict[str, torch.Tensor]
 ) -> None:
-    listener = Once(lambda: signal.raise_signal(signal.SIGTERM))
+    listener = Listener((in_epoch(2), lambda: signal.raise_signal(signal.SIGTERM)))
     with pytest.raises(Terminated):
         launch.train_stage(stage(digits, tmp_path), ON, CLUSTER, listener)
     saved = checkpoint.newest(tmp_path)
@@ -105,7 +88,7 @@ def test_a_run_that_is_asked_to_stop_writes_a_checkpoint_and_goes_on_from_it(
     assert position(saved.progress) >= max(place(record) for record in listener.records)
     assert listener.texts() == []
 
-    second = Once(lambda: None)
+    second = Listener()
     launch.train_stage(stage(digits, tmp_path), ON, CLUSTER, second)
     assert min(place(record) for record in second.records if record["kind"] in ("tick", "point")) > position(
         saved.progress
@@ -122,7 +105,7 @@ def test_data_that_one_worker_cannot_read_ends_the_run_with_one_line(picture_set
     (tmp_path / "data" / MANIFEST).write_text(replace(manifest, shards=tuple(shards)).to_json())
     (tmp_path / "stage").mkdir()
     data = (str(tmp_path / "data"),) * 2
-    listener = Once(lambda: None)
+    listener = Listener()
     with pytest.raises(TrainingError, match=rf"^stage a: .*{bad.file}.*$") as caught:
         launch.train_stage(
             Stage("a", settings(epochs=EPOCHS, batch=12), *data, tmp_path / "stage"), ON, CLUSTER, listener

@@ -4,10 +4,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from cluster.failure import DIED
 from cluster.place import Shape
 from cluster.settings import ClusterSettings
 
-_REPEATS = 3  # failures in a row of one cause and without a step forward: it would fail again
+_REPEATS = 3  # failures in a row of one cause at one step: it would fail again
+_DEATHS = 5  # the same where processes were ended from outside, which may be chance
 _FAREWELL_SECONDS = 3.0  # for the other workers to end by themselves, when one has told of an error
 _ROOM_SECONDS = 10.0  # that there has to be room before a run grows: nodes come and go
 _COOL_DOWN_SECONDS = 60.0  # of training between two changes of size: one costs about ten
@@ -58,8 +60,8 @@ class Course:
     workers: int = 0  # at work now
     attempts: int = 0  # groups of workers that have begun
     _since: float = 0.0  # when they began, or when it began to be waited for them
-    _farthest: tuple[int, int] = (0, 0)  # epoch and step
-    _causes: list[str] = field(default_factory=list)  # of failures since the last step forward
+    _place: tuple[int, int] = (0, 0)  # where these workers are: epoch and step
+    _failures: list[tuple[str, tuple[int, int]]] = field(default_factory=list)  # causes and places
     _text: str = ""  # what the last one was, for a person
     _error: tuple[float, str] | None = None  # when a worker met with an error that no new attempt mends, and its text
     _room_since: float | None = None
@@ -75,9 +77,7 @@ class Course:
                 self.attempts += 1
                 return {**record, "attempt": self.attempts}
             case "tick" | "point":
-                self._reached((record["epoch"], record["step"]))
-            case "epoch":
-                self._reached((record["epoch"] + 1, 0))
+                self._place = (record["epoch"], record["step"])
             case "failed":
                 self._error = self._error or (now, record["error"])
                 return None
@@ -107,9 +107,9 @@ class Course:
             told, text = self._error
             return Decision(Move.ABORT, text) if now - told >= _FAREWELL_SECONDS else _WAIT
         if self._hopeless():
-            epoch, step = self._farthest
+            epoch, step = self._failures[-1][1]
             place = f"in epoch {epoch} after step {step}" if epoch else "before the first step"
-            return Decision(Move.ABORT, f"{len(self._causes)} times in a row, {place}: {self._text}")
+            return Decision(Move.ABORT, f"again and again {place}: {self._text}")
         if interrupted:
             return Decision(Move.STOP) if self.workers else Decision(Move.ABORT)
         if not self.workers and now - self._since > 60 * self.settings.wait_minutes:
@@ -128,18 +128,15 @@ class Course:
         more = min(self.workers + room, self.on.workers)
         return Decision(Move.STOP, f"there is room for {more} workers instead of {self.workers}")
 
-    def _reached(self, place: tuple[int, int]) -> None:
-        if place > self._farthest:
-            self._farthest = place
-            self._causes.clear()
-
     def _lost(self, cause: str, text: str, now: float) -> None:
         self.workers, self._since, self._room_since = 0, now, None
-        self._causes.append(cause)
+        self._failures.append((cause, self._place))
+        self._place = (0, 0)
         self._text = text
 
     def _hopeless(self) -> bool:
-        return len(self._causes) >= _REPEATS and len(set(self._causes[-_REPEATS:])) == 1
+        repeats = _DEATHS if self._failures and self._failures[-1][0] == DIED else _REPEATS
+        return len(self._failures) >= repeats and len(set(self._failures[-repeats:])) == 1
 
 
 def warning(text: str) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import ray.exceptions
 
 from pipelines.errors import first_line
 
+DIED = "died"  # the cause where a process has ended without a word
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -23,7 +25,7 @@ def failure(workers: Mapping[int, BaseException]) -> Failure:
     dead = [(rank, where) for where, rank, _ in found if where is not None]
     if dead:
         names = ", ".join(f"{rank}{where}" for rank, where in dead)
-        return Failure(f"worker{'s' * (len(dead) > 1)} {names} died", "died")
+        return Failure(f"worker{'s' * (len(dead) > 1)} {names} died", DIED)
     if not found:
         return Failure("the workers failed", "failed")
     # Of a lost connection it is the other end that has something to tell.

@@ -3,6 +3,7 @@
 from typing import Any
 
 from cluster.course import Course, Move
+from cluster.failure import DIED
 from cluster.place import Shape
 from cluster.settings import ClusterSettings
 
@@ -50,20 +51,32 @@ def test_the_same_failure_at_the_same_step_three_times_is_enough() -> None:
     for attempt in range(3):
         assert move(run, attempt) is Move.WAIT
         run.hear(workers(2), attempt)
-        run.hear(tick(2, 7 - attempt), attempt)  # not always told of to the last step
+        run.hear(tick(2, 5), attempt)
+        run.hear(tick(2, 7), attempt)
         run.hear(crash("failed: ZeroDivisionError"), attempt)
     decision = run.decide(3.0, 0, False)
     assert decision.move is Move.ABORT
-    assert decision.why == "3 times in a row, in epoch 2 after step 7: worker 1 failed: ZeroDivisionError"
+    assert decision.why == "again and again in epoch 2 after step 7: worker 1 failed: ZeroDivisionError"
 
 
-def test_failures_of_several_causes_at_the_same_step_are_tried_on() -> None:
+def test_failures_of_several_causes_or_at_several_steps_are_tried_on() -> None:
     run = course()
-    for attempt, cause in enumerate(("died", "failed", "died", "failed", "died", "died")):
+    for attempt, (cause, step) in enumerate((("a", 7), ("b", 7), ("a", 7), ("a", 7), ("a", 8), ("a", 7), ("a", 7))):
+        run.hear(tick(1, step), attempt)
         run.hear(crash(cause), attempt)
         assert move(run, attempt) is Move.WAIT
-    run.hear(crash("died"), 9.0)
+    run.hear(tick(1, 7), 9.0)
+    run.hear(crash("a"), 9.0)
     assert move(run, 9.0) is Move.ABORT
+
+
+def test_processes_that_die_before_the_first_step_are_given_some_more_chances() -> None:
+    run = course()
+    for attempt in range(5):
+        assert move(run, attempt) is Move.WAIT
+        run.hear(crash(DIED), attempt)
+    decision = run.decide(5.0, 0, False)
+    assert (decision.move, decision.why) == (Move.ABORT, "again and again before the first step: worker 1 died")
 
 
 def test_an_error_for_the_user_ends_the_run_after_the_other_workers_had_time_to_end_it() -> None:

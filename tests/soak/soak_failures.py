@@ -1,6 +1,7 @@
 """Training that goes on through what happens to its workers, nodes and driver: `make soak`, some minutes."""
 
 import os
+import random
 import signal
 import time
 from collections import defaultdict
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
@@ -22,6 +24,7 @@ from pipelines.shards import DataSet
 from tests.cluster.chaos import send, train_workers
 from tests.cluster.listener import Listener, in_epoch
 from tests.cluster.test_train import settings
+from tests.jobs.crash import CrashedJob, Kill
 
 EPOCHS = 24
 ELASTIC = ClusterSettings(workers=(1, 2), collective_timeout_seconds=10)
@@ -43,7 +46,13 @@ def nodes() -> Iterator[Cluster]:
 
 
 def stage(data: tuple[str, str], folder: Path, epochs: int = EPOCHS) -> Stage:
-    return Stage("a", settings(epochs=epochs, batch=15, dropout=0.5, width=0.25, plateau={"patience": 1000}), *data, folder, ledger=True)
+    return Stage(
+        "a",
+        settings(epochs=epochs, batch=15, dropout=0.5, width=0.25, plateau={"patience": 1000}),
+        *data,
+        folder,
+        ledger=True,
+    )
 
 
 def check_ledger(listener: Listener, data: str, folder: Path, epochs: int = EPOCHS) -> list[tuple[int, int]]:
@@ -116,3 +125,14 @@ def test_a_worker_that_hangs_is_replaced(workers: int, nodes: Cluster, digits: t
     assert listener.counts() == [workers, workers]
     assert not Path(f"/proc/{hung[0]}").exists()
     check_ledger(listener, digits[0], tmp_path, 6)
+
+
+def test_twenty_kills_at_random_moments_change_no_bit(tmp_path: Path) -> None:
+    seed = int(os.environ.get("SEED", "0"))
+    rng = random.Random(seed)
+    alone = CrashedJob(tmp_path, "alone", epochs=40)
+    alone.run()
+    killed = CrashedJob(tmp_path, "killed", epochs=40)
+    killed.run(Kill.draw(rng) for _ in range(20))
+    expected, found = alone.weights(tmp_path), killed.weights(tmp_path)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)

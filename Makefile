@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 help:
 	@echo "make demo   the main job on an embedded data set: a few minutes on 2 cores, no GPU needed"
 	@echo "make test   ruff, mypy and the whole test suite"
-	@echo "make soak   the input over many epochs, on generated pictures or PHOTOS=FOLDER: some minutes"
+	@echo "make soak   the input over many epochs, on generated pictures or PHOTOS=FOLDER, and failures: half an hour"
 	@echo "make bench  the input beside its peers, on DATA=DATASET: some minutes for each S"
 
 demo: $(READY)
@@ -26,7 +26,7 @@ check: $(READY)
 	@$(BIN)/mypy
 
 soak: $(READY)
-	@PHOTOS="$(PHOTOS)" $(BIN)/python -m pytest -s tests/soak/soak_input.py
+	@PHOTOS="$(PHOTOS)" $(BIN)/python -m pytest -s tests/soak/soak_input.py tests/soak/soak_failures.py
 
 bench: $(READY)
 	@test -n "$(DATA)" || { echo "name a data set: make bench DATA=~/verydeep/data/mine/train" >&2; exit 2; }

@@ -1,23 +1,22 @@
-"""The driver's side: what the cluster can give, and stages and tests carried out on it."""
+"""The driver's side: stages and tests carried out on a cluster."""
 
 import logging
 import os
 import re
-import signal
-import tempfile
-import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
+from cluster.course import Course, Ended, How, Move, warning
 from cluster.evaluate import Evaluation
+from cluster.interrupt import interrupted, noted
 from cluster.metrics import Totals
 from cluster.settings import ClusterSettings
 from cluster.train import Stage
 from pipelines.errors import ClusterError, TrainingError, first_line
+from pipelines.location import Location
+from pipelines.schema import MANIFEST
 
 # Ray reads these when it is imported or started. Without an explicit mode a local Ray makes an authentication token
 # that the next `ray start` asks for and `ray job submit` does not send; the poll is every 2 s by default, and a
@@ -25,6 +24,7 @@ from pipelines.errors import ClusterError, TrainingError, first_line
 _ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "2",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -34,30 +34,21 @@ for _name, _value in _ENVIRONMENT.items():
 import ray  # noqa: E402
 import ray.exceptions  # noqa: E402
 import ray.train  # noqa: E402
-from ray.train.torch import TorchTrainer  # noqa: E402
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
-from cluster.worker import evaluate_worker, train_worker  # noqa: E402
+from cluster import place  # noqa: E402
+from cluster.fit import Fit  # noqa: E402
+from cluster.mailbox import Mailbox, mailbox  # noqa: E402
+from cluster.place import Shape  # noqa: E402
+from cluster.storage import Shared  # noqa: E402
+from cluster.worker import evaluate_worker  # noqa: E402
 
 Listen = Callable[[dict[str, Any]], None]
+Signalled = Callable[[], int | None]  # the number of the signal that has come, if any
 
 _POLL_SECONDS = 0.25
+_ROOM_POLL_SECONDS = 2.0
 _QUIET_SECONDS = 60  # after which a person is told that workers say nothing; then after twice as long, and so on
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What each of the `workers` gets."""
-
-    workers: int
-    cpus: int
-    gpus: int
-
-
-@dataclass(frozen=True)
-class Node:
-    cpus: int
-    gpus: int
+_START_SECONDS, _ELASTIC_START_SECONDS = 300, 5  # for workers to find their places; then elastic ones are less
 
 
 def connect() -> str:
@@ -72,101 +63,71 @@ def connect() -> str:
             raise ClusterError(f"the Ray cluster cannot be reached: {first_line(error)}") from error
     for name in ("ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    nodes = _nodes()
-    cpus, gpus = sum(n.cpus for n in nodes), sum(n.gpus for n in nodes)
-    return f"{len(nodes)} node{'s' * (len(nodes) != 1)}, {cpus} CPUs, {gpus} GPUs"
+    return place.describe(place.nodes())
 
 
-def shape(settings: ClusterSettings) -> Shape:
-    """Raises ClusterError if the cluster cannot ever give it, saying what it has."""
-    return fit(settings, _nodes(), _most())
+def disconnect() -> None:
+    ray.shutdown()
 
 
-def fit(settings: ClusterSettings, nodes: list[Node], most: Node) -> Shape:
-    """`most`: CPUs and GPUs that the cluster has, or can grow to."""
-    workers = settings.workers
-    gpus = settings.gpus_per_worker
-    if gpus == "auto":
-        gpus = 1 if most.gpus >= workers else 0
-    auto = settings.cpus_per_worker == "auto"
-    # The most CPUs a worker can have so that all find a place; 1 where the cluster has to grow first.
-    cpus = next(
-        (c for c in range(max((n.cpus for n in nodes), default=0), 0, -1) if _places(nodes, c, gpus) >= workers), 1
-    )
-    wanted = cpus if auto else int(settings.cpus_per_worker)
-    can_grow = most.cpus > sum(n.cpus for n in nodes) or most.gpus > sum(n.gpus for n in nodes)
-    enough = _places(nodes, wanted, gpus) >= workers
-    if not enough and not (can_grow and workers * wanted <= most.cpus and workers * gpus <= most.gpus):
-        wants = f"{workers} workers with {wanted} CPU{'s' * (wanted != 1)}" + (f" and {gpus} GPU" if gpus else "")
-        raise ClusterError(
-            f"cluster.workers: {wants} each are more than the cluster can give: it has {most.cpus} CPUs "
-            f"and {most.gpus} GPUs on {len(nodes)} node{'s' * (len(nodes) != 1)}"
-        )
-    return Shape(workers, wanted, gpus)
+def train_stage(stage: Stage, on: Shape, settings: ClusterSettings, listen: Listen) -> None:
+    """Trains one stage to its end, through whatever happens to its workers; `listen` gets their records.
+
+    Raises TrainingError if it cannot go on, ClusterError if there is no room or no shared storage for it, and
+    KeyboardInterrupt, after a checkpoint, if it is asked to stop.
+    """
+    course, shared = Course(on, settings, time.monotonic()), Shared()
+    manifests = [(Location.of(data) / MANIFEST).absolute for data in (stage.training_data, stage.validation_data)]
+    with mailbox() as box, noted() as signalled, _environment(settings):
+        while True:
+            shared.check(os.fspath(stage.folder), manifests)
+            with Fit(stage, on, settings, box) as fit:
+                ended = _accompany(fit, course, box, signalled, listen)
+            number = signalled()
+            if ended.how is How.FINISHED:
+                return
+            if ended.how is How.FAILED:
+                raise TrainingError(f"stage {stage.name}: {ended.why}")
+            if number is not None:
+                raise interrupted(number)
+            course.stopped(time.monotonic())
+            listen(warning(f"{ended.why}; training starts again from the newest checkpoint"))
 
 
-def _places(nodes: list[Node], cpus: int, gpus: int) -> int:
-    return sum(min(n.cpus // cpus, n.gpus // gpus) if gpus else n.cpus // cpus for n in nodes)
-
-
-def _nodes() -> list[Node]:
-    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Node(int(r.get("CPU", 0)), int(r.get("GPU", 0))) for r in resources]
-
-
-def _most() -> Node:
-    """What the cluster has, or what its autoscaler may bring it to."""
-    now = ray.cluster_resources()
-    later = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    return Node(*(int(max(now.get(kind, 0), later.get(kind, 0))) for kind in ("CPU", "GPU")))
-
-
-def train_stage(stage: Stage, on: Shape, max_failures: int, listen: Listen, synchronise: bool = False) -> None:
-    """Trains one stage to its end; `listen` gets the records of worker 0. Raises TrainingError."""
-    # Ray Train wants a place for checkpoints. It gets none from us, so no worker looks at it: a folder here will do.
-    with (
-        tempfile.TemporaryDirectory(prefix="verydeep-", ignore_cleanup_errors=True) as scratch,
-        _mailbox(listen) as mailbox,
-    ):
-        trainer = TorchTrainer(
-            train_worker,
-            train_loop_config={
-                "stage": stage,
-                "mailbox": mailbox,
-                "threads": on.cpus,
-                "synchronise": synchronise,
-            },
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=on.workers,
-                use_gpu=on.gpus > 0,
-                resources_per_worker={"CPU": on.cpus, **({"GPU": on.gpus} if on.gpus else {})},
-            ),
-            # Checkpoints are our own: Ray registers one only at its next poll, and forgets it if the driver dies first.
-            run_config=ray.train.RunConfig(
-                name=f"attempt-{uuid.uuid4().hex[:8]}",
-                storage_path=scratch,
-                failure_config=ray.train.FailureConfig(max_failures=max_failures),
-            ),
-        )
-        interrupt = signal.getsignal(signal.SIGINT)
-        try:
-            result = trainer.fit()
-        except SystemExit as error:  # Ray's own answer to Ctrl-C
-            raise KeyboardInterrupt from error
-        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-            raise TrainingError(f"stage {stage.name}: {_reason(error)}") from error
-        finally:
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, interrupt)  # Ray's handler would outlive the training
-    if result.return_value is not None:
-        raise TrainingError(result.return_value)
+def _accompany(fit: Fit, course: Course, box: Mailbox, signalled: Signalled, listen: Listen) -> Ended:
+    """Listens and decides until the run ends."""
+    records, reason = _Records(box, listen), ""
+    room, looked = 0, time.monotonic()
+    while not fit.over(_POLL_SECONDS):
+        records.deliver(course.hear)
+        if course.short and time.monotonic() - looked > _ROOM_POLL_SECONDS:
+            room, looked = place.room(fit.on), time.monotonic()
+        decision = course.decide(time.monotonic(), room, signalled() is not None)
+        if decision.move is Move.ABORT:
+            fit.abort()
+            here = f"; the cluster has {place.describe(place.nodes())}" if decision.lacks_room else ""
+            return Ended(How.FAILED, decision.why + here) if decision.why else Ended(How.STOPPED)
+        if decision.move is Move.STOP:
+            reason = decision.why
+            box.ask_to_stop()
+    records.deliver(course.hear)
+    if fit.lost:
+        listen(course.lost_controller(time.monotonic()))
+    ended = fit.result()
+    return Ended(ended.how, reason) if reason and ended.how is How.STOPPED else ended
 
 
 def run_evaluation(test: Evaluation, on: Shape, rows: int, listen: Listen) -> Totals:
     """One net on one data set of `rows` images, over all workers. Raises TrainingError if an image was left out."""
-    with _mailbox(listen) as mailbox:
+    with mailbox() as box, noted() as signalled:
         task = ray.remote(evaluate_worker).options(num_cpus=on.cpus, num_gpus=on.gpus, max_retries=3)
-        parts = [task.remote(test, rank, on.workers, on.cpus, mailbox) for rank in range(on.workers)]
+        parts = [task.remote(test, rank, on.workers, on.cpus, box.actor) for rank in range(on.workers)]
+        records, waiting = _Records(box, listen), parts
+        while waiting:
+            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=_POLL_SECONDS)
+            records.deliver()
+            if number := signalled():
+                raise interrupted(number)
         try:
             totals = sum(ray.get(parts), Totals(0, 0.0, 0, 0))
         except ray.exceptions.RayError as error:
@@ -183,49 +144,39 @@ def _reason(error: BaseException) -> str:
     return ours[0].partition(": ")[2] if ours else lines[-1] if lines else type(error).__name__
 
 
-class _Mailbox:
-    """An actor on the driver's node: records from workers, in the order in which they came."""
+class _Records:
+    """What the mailbox holds, passed on; and that nothing has come for a long time."""
 
-    def __init__(self) -> None:
-        self._records: list[dict[str, Any]] = []
+    def __init__(self, box: Mailbox, listen: Listen) -> None:
+        self._box, self._listen = box, listen
+        self._heard, self._patience = time.monotonic(), _QUIET_SECONDS
 
-    def put(self, record: dict[str, Any]) -> None:
-        self._records.append(record)
-
-    def take(self) -> list[dict[str, Any]]:
-        records, self._records = self._records, []
-        return records
+    def deliver(self, hear: Callable[[dict[str, Any], float], dict[str, Any] | None] = lambda r, _: r) -> None:
+        now = time.monotonic()
+        for record in self._box.take():
+            heard = hear(record, now)
+            if heard is not None:
+                self._listen(heard)
+            self._heard, self._patience = now, _QUIET_SECONDS
+        if now - self._heard > self._patience:
+            self._listen({"kind": "quiet", "seconds": self._patience})
+            self._patience *= 2
 
 
 @contextmanager
-def _mailbox(listen: Listen) -> Iterator[Any]:
-    """A mailbox that is emptied into `listen`, on a thread, until the block ends."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
-    ended = threading.Event()
-
-    def deliver() -> None:
-        heard, patience = time.monotonic(), _QUIET_SECONDS
-        while True:
-            last = ended.wait(_POLL_SECONDS)
-            for record in ray.get(actor.take.remote()):
-                listen(record)
-                heard, patience = time.monotonic(), _QUIET_SECONDS
-            if time.monotonic() - heard > patience:
-                listen({"kind": "quiet", "seconds": patience})
-                patience *= 2
-            if last:
-                return
-
-    thread = threading.Thread(target=deliver, name="mailbox", daemon=True)
-    thread.start()
+def _environment(settings: ClusterSettings) -> Iterator[None]:
+    """What Ray Train's controller takes from the driver's environment; what a user has set is kept."""
+    least, most = settings.workers
+    stall = 60 * settings.stall_minutes
+    values = {
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": _START_SECONDS if least == most else _ELASTIC_START_SECONDS,
+        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": settings.collective_timeout_seconds,
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": stall,
+    }
+    own = {name: str(value) for name, value in values.items() if name not in os.environ}
+    os.environ.update(own)
     try:
-        yield actor
+        yield
     finally:
-        ended.set()
-        thread.join()
-        ray.kill(actor)
-
-
-def disconnect() -> None:
-    ray.shutdown()
+        for name in own:
+            os.environ.pop(name, None)

@@ -203,15 +203,50 @@ class StageSettings(Settings):
         return self.validation_scale or (self.scale[0] + self.scale[1]) // 2
 
 
-class ClusterSettings(Settings):
-    """What the job takes of the cluster: of influence on time, and on results only through dropout and rounding."""
+def _workers(value: Any) -> Any:
+    if isinstance(value, list | tuple) and len(value) == 2 and all(type(v) is int for v in value):
+        least, most = value
+        if least > most:
+            raise ValueError(f"the least ({least}) is above the most ({most})")
+        return (least, most)
+    if type(value) is int:
+        return (value, value)
+    raise ValueError("expected a number of workers, or [least, most]")
 
-    workers: int = Field(1, ge=1, description="training processes, each with its share of the batch")
+
+Workers = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], BeforeValidator(_workers)]
+
+
+class ClusterSettings(Settings):
+    """What the job takes of the cluster, and what it does when workers fail: no part of what a stage comes to."""
+
+    workers: Workers = Field(
+        (1, 1),
+        description="training processes, each with its share of the batch: so many, or [least, most], between which "
+        "training shrinks and grows with the cluster",
+    )
     gpus_per_worker: Literal["auto", 0, 1] = Field("auto", description="auto: 1 if the cluster has one for each")
     cpus_per_worker: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto", description="threads of a worker; auto: all that the cluster has, shared evenly"
     )
-    max_failures: int = Field(3, ge=0, description="crashed workers after which a stage is given up")
+    max_failures: int = Field(
+        20,
+        ge=0,
+        description="crashes after which a stage is given up; three in a row of the same cause at the same step end "
+        "it before",
+    )
+    collective_timeout_seconds: int = Field(
+        60, ge=1, description="a worker that does not answer the others for so long is lost; work goes on without it"
+    )
+    stall_minutes: float = Field(
+        10.0,
+        gt=0,
+        description="a worker whose step takes longer hangs and is ended, unless five times its longest step so far "
+        "is more; raise it where the first step takes minutes, as with a deep net on few cores",
+    )
+    wait_minutes: float = Field(
+        30.0, gt=0, description="how long a stage waits for room for its least workers before it is given up"
+    )
 
 
 class CheckpointSettings(Settings):

@@ -2,70 +2,177 @@
 
 import gc
 import logging
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
+import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
 
+from cluster.agree import Wish
+from cluster.course import ASKED, PREEMPTED, Ended, How
 from cluster.evaluate import Evaluation, evaluate_share
 from cluster.metrics import Totals
-from cluster.train import Log, Stage, train
+from cluster.train import Log, Outcome, Stage, train
+from cluster.watchdog import Watchdog
 from cluster.world import World
-from pipelines.errors import TrainingError
+from pipelines.errors import VerydeepError
 
 _TICK_SECONDS = 0.5
-_PACKAGES = ("cluster", "pipelines")  # whose warnings are for the user
+_ASK_SECONDS = 0.5  # between looks into the mailbox
+_LOOK_SECONDS = 5.0  # between looks at whether a node is being taken away
+_ANSWER_SECONDS = 5.0
+_OWN = {"unreadable", "reading", "rows", "warning"}  # records that every worker has its own of; others are the same
 
 
-def train_worker(config: dict[str, Any]) -> str | None:
-    """Ray Train's entry: `config` has the `stage`, the `mailbox` for records, the `threads` of a worker, and whether
-    its stopwatch is to `synchronise`.
+def train_worker(config: dict[str, Any]) -> Ended:
+    """Ray Train's entry: `config` has the `stage`, the `mailbox`, the `threads` of a worker, and `stall_seconds`.
 
-    Returns None, or why training cannot go on.
+    An error for the user goes into the mailbox: the other workers may wait for this one, and the driver ends them.
     """
     gc.freeze()  # what was imported is not looked through again and again: 3 % of the input's CPU time
     stage: Stage = config["stage"]
-    context = ray.train.get_context()
-    device = ray.train.torch.get_device()
-    world = World(context.get_world_rank(), context.get_world_size(), device, config["threads"])
+    mailbox = config["mailbox"]
+    world = _world(config["threads"])
     torch.set_num_threads(world.threads)
-    log = _post(config["mailbox"]) if world.rank == 0 else _own(_post(config["mailbox"]))
-    warnings = _Warnings(log)
-    for package in _PACKAGES:
-        logging.getLogger(package).addHandler(warnings)
-    try:
-        train(stage, world, log, config["synchronise"])
-    except TrainingError as error:  # raised on all workers together, and would be again: no case for a retry
-        return str(error)
-    finally:
-        for package in _PACKAGES:
-            logging.getLogger(package).removeHandler(warnings)
-    return None
+    post = Post(mailbox, world.rank)
+    if world.rank == 0:
+        post({"kind": "workers", "count": world.size})
+    with _warnings(post), _watchdog(config["stall_seconds"], mailbox, world.rank) as dog, _control(mailbox, world) as c:
+
+        def log(record: dict[str, Any]) -> None:
+            dog.beat()
+            post(record)
+
+        try:
+            outcome = train(stage, world, log, c)
+        except VerydeepError as error:
+            post.now({"kind": "failed", "error": str(error)})
+            return Ended(How.FAILED, str(error))
+        finally:
+            post.flush()
+    return Ended(How.FINISHED) if outcome is Outcome.FINISHED else Ended(How.STOPPED, c.why)
 
 
 def evaluate_worker(test: Evaluation, rank: int, size: int, threads: int, mailbox: Any) -> Totals:
     """A Ray task: the part of worker `rank` of `size`."""
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
-    return evaluate_share(test, World(rank, size, device, threads), _post(mailbox))
+    return evaluate_share(test, World(rank, size, device, threads), Post(mailbox))
 
 
-def _post(mailbox: Any) -> Log:
-    """Sends records without waiting; of the ticks, which only move a progress bar, a few each second."""
-    last = 0.0
+class Post:
+    """Sends records without waiting; of the ticks, which only move a progress bar, a few each second.
 
-    def post(record: dict[str, Any]) -> None:
-        nonlocal last
+    From workers other than 0 only what each has its own of.
+    """
+
+    def __init__(self, mailbox: Any, rank: int = 0) -> None:
+        self._mailbox, self._rank = mailbox, rank
+        self._last = 0.0
+        self._withheld: dict[str, Any] | None = None
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        if self._rank and record["kind"] not in _OWN:
+            return
+        self._withheld = None
         if record["kind"] == "tick":
-            if time.monotonic() - last < _TICK_SECONDS:
+            if time.monotonic() - self._last < _TICK_SECONDS:
+                self._withheld = record
                 return
-            last = time.monotonic()
-        mailbox.put.remote({**record, "time": time.time()})
+            self._last = time.monotonic()
+        self.now(record)
 
-    return post
+    def now(self, record: dict[str, Any]) -> None:
+        self._mailbox.put.remote({**record, "time": time.time()})
+
+    def flush(self) -> None:
+        """Sends the last step's tick: how far training came."""
+        if self._withheld is not None:
+            self.now(self._withheld)
+            self._withheld = None
+
+
+class WorkerControl:
+    """The driver's wish, and the cluster's, for the loop. `why`: of the stop that was granted."""
+
+    def __init__(self, mailbox: Any, rank: int) -> None:
+        self.why = ASKED
+        self._mailbox, self._leads = mailbox, rank == 0
+        self._asked = False
+        self._looked = time.monotonic()
+
+    def wish(self) -> Wish:
+        if self._asked:
+            return Wish.STOP
+        if self._leads and time.monotonic() - self._looked >= _LOOK_SECONDS:
+            self._looked = time.monotonic()
+            return Wish.LOOK
+        return Wish.NONE
+
+    def look(self) -> Wish:
+        if ray.train.get_preemption_info() is None:
+            return Wish.NONE
+        self.why = PREEMPTED
+        return Wish.STOP
+
+    def listen(self, ended: threading.Event) -> None:
+        """Asks the driver again and again, on worker 0."""
+        while not self._asked and not ended.wait(_ASK_SECONDS):
+            try:
+                self._asked = ray.get(self._mailbox.asked_to_stop.remote(), timeout=_ANSWER_SECONDS)
+            except ray.exceptions.RayError:  # it comes back, or the driver has died and this worker with it
+                continue
+
+
+def _world(threads: int) -> World:
+    context = ray.train.get_context()
+    return World(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device(), threads)
+
+
+@contextmanager
+def _control(mailbox: Any, world: World) -> Iterator[WorkerControl]:
+    control, ended = WorkerControl(mailbox, world.rank), threading.Event()
+    if world.rank == 0:
+        threading.Thread(target=control.listen, args=(ended,), name="control", daemon=True).start()
+    try:
+        yield control
+    finally:
+        ended.set()
+
+
+@contextmanager
+def _watchdog(seconds: float, mailbox: Any, rank: int) -> Iterator[Watchdog]:
+    def tell(text: str) -> None:
+        record = {"kind": "warning", "text": f"worker {rank}: {text}", "time": time.time()}
+        try:
+            ray.get(mailbox.put.remote(record), timeout=_ANSWER_SECONDS)  # before the process ends
+        except ray.exceptions.RayError:
+            return
+
+    dog = Watchdog(seconds, tell)
+    try:
+        yield dog
+    finally:
+        dog.close()
+
+
+@contextmanager
+def _warnings(post: Log) -> Iterator[None]:
+    handler = _Warnings(post)
+    loggers = [logging.getLogger(name) for name in ("cluster", "pipelines")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
 
 
 class _Warnings(logging.Handler):
@@ -77,13 +184,3 @@ class _Warnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._post({"kind": "warning", "text": record.getMessage()})
-
-
-def _own(post: Log) -> Log:
-    """Of the records, those that every worker has its own of; the others are the same on all."""
-
-    def post_own(record: dict[str, Any]) -> None:
-        if record["kind"] in ("unreadable", "reading", "warning"):
-            post(record)
-
-    return post_own

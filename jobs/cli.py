@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.interrupt import Terminated
 from jobs import bench_cli, schema
 from jobs.source import open_source, scale_range
 from pipelines import imagenet, parquet, sources
@@ -19,7 +20,7 @@ from pipelines.sources import Source
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
+    """Returns the exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted, 143 by SIGTERM."""
     options = _parser().parse_args(arguments)
     try:
         options.verb(options)
@@ -30,10 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # a disk that is full, a folder that may not be read
         print(f"verydeep: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         goes_on = "; the same command goes on where this one stopped" if options.verb in (_run, _prepare) else ""
         print(f"verydeep: interrupted{goes_on}", file=sys.stderr)
-        return 130
+        return 143 if isinstance(error, Terminated) else 130
     return 0
 
 

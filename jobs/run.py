@@ -1,6 +1,5 @@
 """Carries a plan out: stages in order, then tests, with everything tracked."""
 
-import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -9,10 +8,10 @@ from dataclasses import asdict
 from hashlib import sha256
 from typing import Any
 
-from cluster import checkpoint, launch
+from cluster import checkpoint, interrupt, launch, place
 from cluster.evaluate import Evaluation
-from cluster.launch import Shape
 from cluster.metrics import Totals
+from cluster.place import Shape
 from cluster.settings import EvaluationSettings, StageSettings
 from cluster.track import Tracker, default_uri
 from cluster.train import Stage, check_readable
@@ -60,10 +59,10 @@ def run(checked: Checked, only: str | None = None, fresh: bool = False) -> list[
     watch.say(f"{checked.job.name}: {checked.training.rows} images, {len(checked.training.manifest.classes)} classes")
     cluster = launch.connect()
     try:
-        shape = launch.shape(checked.job.cluster)
+        shape = place.shape(checked.job.cluster)
         checked.store.create()
-        watch.say(f"Ray: {cluster}; {_describe(shape)}")
-        with _interruptible(), _tracked(checked, uri) as (tracker, parent):
+        watch.say(f"Ray: {cluster}; {shape}")
+        with interrupt.raised(), _tracked(checked, uri) as (tracker, parent):
             chain = _Chain(checked, shape, watch, tracker, parent)
             for decision in todo:
                 chain.stage(decision)
@@ -76,24 +75,6 @@ def run(checked: Checked, only: str | None = None, fresh: bool = False) -> list[
     watch.say(f"Checkpoints and results: {checked.store.root}")
     watch.say(f"All runs in MLflow:      {_ui(tracker.uri)}")
     return rows
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """A polite end (`kill`, `ray job stop`) is treated like Ctrl-C, so that the runs in MLflow are closed.
-
-    Set after Ray has started, which installs a handler of its own.
-    """
-
-    def interrupt(number: int, frame: object) -> None:
-        del number, frame
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -183,7 +164,7 @@ class _Chain:
             self._listen(run, record)
 
         try:
-            launch.train_stage(stage, self._shape, job.cluster.max_failures, listen)
+            launch.train_stage(stage, self._shape, job.cluster, listen)
             progress = folder.progress()
             if not progress.epochs:
                 raise TrainingError(f"stage {folder.name}: its checkpoints have vanished from {folder.path}")
@@ -272,12 +253,6 @@ class _Chain:
 
 def scale_text(scale: tuple[int, int]) -> str:
     return str(scale[0]) if scale[0] == scale[1] else f"{scale[0]} to {scale[1]}"
-
-
-def _describe(shape: Shape) -> str:
-    gpu = ", 1 GPU" if shape.gpus else ""
-    each = f"{shape.cpus} CPU{'s' * (shape.cpus != 1)}{gpu}"
-    return f"1 worker with {each}" if shape.workers == 1 else f"{shape.workers} workers with {each} each"
 
 
 def _ui(uri: str) -> str:

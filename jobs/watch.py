@@ -41,6 +41,9 @@ class Watch:
             self.say(f"{record['name']} cannot be decoded ({record['reason']}); a plain picture stands in for it")
         elif kind == "warning":
             self.say(f"warning: {record['text']}")
+        elif kind == "workers" and record["attempt"] > 1:
+            count = record["count"]
+            self.say(f"{count} worker{'s' * (count != 1)} at work, attempt {record['attempt']}")
         elif kind == "quiet":
             self.say(
                 f"no word from the workers for {record['seconds']} s; they wait for free CPUs or GPUs, or validate"

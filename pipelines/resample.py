@@ -12,7 +12,7 @@ import numba
 import numpy as np
 
 
-@numba.njit(nogil=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def _taps(first, weights, start, step, support, size, flip):  # type: ignore[no-untyped-def]
     """For each of n output pixels: the first of the source pixels that it is made of, and their (k, n) weights."""
     radius = max(1.0, step)
@@ -33,7 +33,7 @@ def _taps(first, weights, start, step, support, size, flip):  # type: ignore[no-
             weights[j, o] /= total
 
 
-@numba.njit(nogil=True, fastmath=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
 def crop(out, image, start, end, flip, subtract, factor):  # type: ignore[no-untyped-def]
     """Fills `out` (3, H, W) float32 with (resampled - subtract) * factor.
 

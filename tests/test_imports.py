@@ -8,7 +8,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {"pipelines": {"pipelines"}, "cluster": {"cluster", "pipelines"}, "jobs": {"jobs", "cluster", "pipelines"}}
 HOMES = {
-    "ray": {"cluster/launch.py", "cluster/worker.py"},
+    "ray": {
+        f"cluster/{name}.py"
+        for name in ("launch", "worker", "place", "mailbox", "fit", "controller", "failure", "network", "storage")
+    },
     "mlflow": {"cluster/track.py"},
     "yaml": {"jobs/schema.py"},
     "numba": {"pipelines/resample.py"},

@@ -8,7 +8,6 @@ import torch
 
 from cluster import checkpoint, evaluate, launch
 from cluster.evaluate import Evaluation
-from cluster.launch import Node
 from cluster.metrics import Meter, label_ranks
 from cluster.settings import ClusterSettings, StageSettings
 from cluster.train import Stage, train
@@ -25,6 +24,13 @@ def settings(**changes: object) -> StageSettings:
         "learning_rate": 0.01, "init": {"random": "kaiming"}, "pixel_std": 64, "flip": False,
     }  # fmt: skip
     return StageSettings.model_validate(small | changes)
+
+
+def trained(stage: Stage, world: World, log: Log) -> Progress:
+    train(stage, world, log)
+    saved = checkpoint.newest(Location.of(stage.folder))
+    assert saved is not None
+    return saved.progress
 
 
 def test_ranks_count_ties_and_nan_against_the_net() -> None:
@@ -55,9 +61,9 @@ def test_training_stopped_after_an_epoch_goes_on_to_the_same_net(digits: tuple[s
         (tmp_path / name).mkdir()
     records: list[dict[str, object]] = []
     whole = Stage("a", settings(), *digits, str(tmp_path / "whole"))
-    progress = train(whole, World.single(), records.append)
+    progress = trained(whole, World.single(), records.append)
     train(Stage("a", settings(epochs=1), *digits, str(tmp_path / "halves")), World.single(), lambda r: None)
-    resumed = train(Stage("a", settings(), *digits, str(tmp_path / "halves")), World.single(), lambda r: None)
+    resumed = trained(Stage("a", settings(), *digits, str(tmp_path / "halves")), World.single(), lambda r: None)
     assert resumed.accuracies == progress.accuracies
     a, b = (checkpoint.newest(Location.of(tmp_path / name)) for name in ("whole", "halves"))
     assert a is not None
@@ -75,7 +81,7 @@ def test_a_loss_that_is_not_finite_ends_training_with_its_place(digits: tuple[st
 def test_a_dense_test_counts_every_image_once_over_any_number_of_workers(
     digits: tuple[str, str], tmp_path: Path
 ) -> None:
-    progress = train(Stage("a", settings(), *digits, str(tmp_path)), World.single(), lambda r: None)
+    progress = trained(Stage("a", settings(), *digits, str(tmp_path)), World.single(), lambda r: None)
     test = Evaluation(str(checkpoint.path_of(Location.of(tmp_path), progress.best)), digits[1], (32, 40), mirror=True)
     alone = evaluate.evaluate_share(test, World.single())
     parts = [evaluate.evaluate_share(test, World(rank, 3, torch.device("cpu"), 1)) for rank in range(3)]
@@ -95,20 +101,6 @@ def test_scores_are_averaged_before_the_soft_max_and_mirror_images_after_it() ->
     torch.testing.assert_close(evaluate.dense_probabilities(Corner(), images, mirror=True), expected)
 
 
-def test_workers_get_what_the_cluster_has_or_a_clear_refusal() -> None:
-    def fit(nodes: list[Node], **cluster: object) -> launch.Shape:
-        most = Node(sum(n.cpus for n in nodes), sum(n.gpus for n in nodes))
-        return launch.fit(ClusterSettings.model_validate(cluster), nodes, most)
-
-    assert fit([Node(2, 0)], workers=2) == launch.Shape(2, 1, 0)
-    assert fit([Node(0, 0), Node(16, 4), Node(16, 4)], workers=8) == launch.Shape(8, 4, 1)
-    assert fit([Node(8, 0), Node(4, 0)], workers=3) == launch.Shape(3, 4, 0)
-    with pytest.raises(ClusterError, match=r"9 workers with 1 CPU each .* it has 8 CPUs and 0 GPUs on 1 node$"):
-        fit([Node(8, 0)], workers=9)
-    with pytest.raises(ClusterError, match="1 CPU and 1 GPU each"):
-        fit([Node(8, 1)], workers=2, gpus_per_worker=1, cpus_per_worker=1)
-
-
 @pytest.fixture
 def damaged(digits: tuple[str, str], tmp_path: Path) -> tuple[str, str]:
     """The digits, of which three to train on and one to validate with are no images any more."""
@@ -123,7 +115,7 @@ def test_images_that_cannot_be_decoded_are_counted_and_named_and_do_no_harm(
 ) -> None:
     records: list[dict[str, Any]] = []
     stage = Stage("a", settings(max_unreadable=0.0104), *damaged, str(tmp_path / "stage"))
-    progress = train(stage, World.single(), records.append)
+    progress = trained(stage, World.single(), records.append)
     assert [epoch.unreadable for epoch in progress.epochs] == [3, 3]
     named = [record["name"] for record in records if record["kind"] == "unreadable"]
     assert len(named) == 2 * (3 + 1)

@@ -1,0 +1,127 @@
+"""One run of Ray Train: its own means start workers again as they crash, until a budget is used up."""
+
+import threading
+import time
+from tempfile import TemporaryDirectory
+from types import TracebackType
+
+import ray
+import ray.exceptions
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from cluster import place
+from cluster.controller import Reporter, end, reason
+from cluster.course import Ended, How
+from cluster.mailbox import Mailbox
+from cluster.network import Torch
+from cluster.place import Shape
+from cluster.settings import ClusterSettings
+from cluster.train import Stage
+from cluster.worker import train_worker
+
+_POLL_SECONDS = 0.25
+_SETTLE_SECONDS = 5.0  # until the places of workers that have ended are free again
+_HANDLE_SECONDS = 10.0  # for the controller to start and tell of itself
+_NEVER = 1e9  # seconds
+
+
+class Fit:
+    """`TorchTrainer.fit` in a thread, so that the main thread stays free for signals and decisions."""
+
+    def __init__(self, stage: Stage, on: Shape, settings: ClusterSettings, box: Mailbox) -> None:
+        self.on = on
+        self._settings, self._box = settings, box
+        self._result: Ended | None = None
+        self._error: BaseException | None = None
+        # Ray's own notes on the run; checkpoints are ours: Ray registers one only at its next poll, and forgets it if
+        # the driver dies first.
+        self._scratch = TemporaryDirectory(prefix="verydeep-", ignore_cleanup_errors=True)
+        box.begin()
+        self._trainer = self._make(stage)
+        self._thread = threading.Thread(target=self._fit, name="fit", daemon=True)
+
+    def __enter__(self) -> "Fit":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._thread.is_alive():
+            self.abort()
+        self._scratch.cleanup()
+
+    def over(self, seconds: float) -> bool:
+        """Waits for so long at most."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    @property
+    def lost(self) -> bool:
+        """The controller has died, of which Ray Train itself is not aware."""
+        return isinstance(self._error, ray.exceptions.RayActorError)
+
+    def result(self) -> Ended:
+        if self._result is not None:
+            return self._result
+        assert self._error is not None
+        if self.lost:
+            end(None, self._trainer)
+            return Ended(How.STOPPED, "the process that looks after the workers died")
+        budget = self._settings.max_failures
+        text = reason(self._error).text
+        spent = isinstance(self._error, ray.train.WorkerGroupError) and budget
+        return Ended(How.FAILED, f"{text}, after {budget} other crashes (max_failures)" if spent else text)
+
+    def abort(self) -> None:
+        """Ends the workers at once."""
+        deadline = time.monotonic() + _HANDLE_SECONDS
+        while self._box.controller is None and time.monotonic() < deadline:
+            self._box.take()
+            self._thread.join(_POLL_SECONDS)
+        end(self._box.controller, self._trainer)
+        self._thread.join(_HANDLE_SECONDS)
+
+    def _fit(self) -> None:
+        try:
+            self._result = self._trainer.fit().return_value
+        except BaseException as error:  # into the thread that waits
+            self._error = error
+
+    def _make(self, stage: Stage) -> TorchTrainer:
+        on, settings = self.on, self._settings
+        most = _most(on)
+        return TorchTrainer(
+            train_worker,
+            train_loop_config={
+                "stage": stage,
+                "mailbox": self._box.actor,
+                "threads": on.cpus,
+                "stall_seconds": 60 * settings.stall_minutes,
+            },
+            torch_config=Torch(timeout_s=settings.collective_timeout_seconds),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=most if most == on.least else (on.least, most),
+                use_gpu=on.gpus > 0,
+                resources_per_worker={"CPU": on.cpus, **({"GPU": on.gpus} if on.gpus else {})},
+                elastic_resize_monitor_interval_s=_NEVER,  # Ray ends the workers for it without a word
+            ),
+            run_config=ray.train.RunConfig(
+                name="run",
+                storage_path=self._scratch.name,
+                failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
+                callbacks=[Reporter(self._box.actor)],
+            ),
+        )
+
+
+def _most(on: Shape) -> int:
+    """How many workers to begin with: as many as the cluster has room for, or may grow to.
+
+    Ray counts nodes that are being drained, and CPUs that others use.
+    """
+    if on.least == on.workers or place.can_grow():
+        return on.workers
+    deadline = time.monotonic() + _SETTLE_SECONDS
+    while (room := place.room(on)) < on.workers and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    return max(on.least, min(on.workers, room))

@@ -1,0 +1,57 @@
+"""A listener for `launch.train_stage` that does something in the middle of the run, and keeps what it hears."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+Rows = dict[tuple[int, int], list[int]]  # by epoch and step
+
+
+class Listener:
+    """`acts` are done one after the other, each as soon as its condition holds for a record."""
+
+    def __init__(self, *acts: tuple[Callable[[dict[str, Any]], bool], Callable[[], object]]) -> None:
+        self._acts = list(acts)
+        self.records: list[dict[str, Any]] = []
+        self.done: list[int] = []  # how many records had come when each was done
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+        if self._acts and self._acts[0][0](record):
+            self.done.append(len(self.records))
+            self._acts.pop(0)[1]()
+
+    def texts(self) -> list[str]:
+        return [record["text"] for record in self.records if record["kind"] == "warning"]
+
+    def counts(self) -> list[int]:
+        """The workers of each group that began."""
+        return [record["count"] for record in self.records if record["kind"] == "workers"]
+
+    def seconds_lost(self, act: int) -> float:
+        """From an act to the first step that is further than any before it, or done anew; by the workers' clock."""
+        before, after = self.records[: self.done[act]], self.records[self.done[act] :]
+        begun = next(i for i, record in enumerate(after) if record["kind"] == "workers")
+        at = next(record["time"] for record in after[begun:] if record["kind"] in ("tick", "point"))
+        return float(at - before[-1]["time"])
+
+    def ledger(self) -> tuple[Rows, list[tuple[int, int]]]:
+        """The rows that count, and the steps that were done again: what a later group did stands for it."""
+        group, rows, again = 0, {}, []
+        done: dict[tuple[int, int], tuple[int, dict[int, list[int]]]] = {}
+        for record in self.records:
+            if record["kind"] == "workers":
+                group += 1
+            elif record["kind"] == "rows":
+                step = (record["epoch"], record["step"])
+                if step not in done or done[step][0] != group:
+                    again += [step] if step in done else []
+                    done[step] = (group, defaultdict(list))
+                done[step][1][record["rank"]] = record["rows"]
+        rows = {step: [row for part in parts.values() for row in part] for step, (_, parts) in sorted(done.items())}
+        return rows, again
+
+
+def in_epoch(epoch: int, after: int = 2) -> Callable[[dict[str, Any]], bool]:
+    """Holds in the middle of it."""
+    return lambda r: r["kind"] in ("tick", "point") and r["epoch"] >= epoch and r["step"] > after

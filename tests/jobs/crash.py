@@ -1,0 +1,108 @@
+"""A job as users run it, `verydeep run`, whose workers and driver are killed in the middle of it."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from cluster import checkpoint
+from tests.cluster.chaos import send, train_workers
+
+ROOT = Path(__file__).parent.parent.parent
+PATIENCE_SECONDS = 300
+
+JOB = """
+name: {name}
+data: digits
+storage: {storage}
+cluster: {{workers: 2, cpus_per_worker: 1}}
+train:
+  {{net: A, scale: 34, input_size: 32, width: 0.05, batch: 16, learning_rate: 0.01, dropout: 0.5, flip: false,
+   pixel_std: 64, epochs: {epochs}, init: {{random: kaiming}}}}
+stages:
+  first: {{}}
+  second: {{init: {{from: first}}}}
+"""
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Of a worker, all workers or the driver: `seconds` after the workers are there, or after an epoch's next quarter
+    is done."""
+
+    whom: Literal["worker", "workers", "driver"]
+    late: bool
+    seconds: float
+
+    @classmethod
+    def draw(cls, rng: random.Random) -> "Kill":
+        return cls(rng.choice(("worker", "workers", "driver")), rng.random() < 0.8, rng.uniform(0, 4))
+
+
+class CrashedJob:
+    def __init__(self, storage: Path, name: str, epochs: int) -> None:
+        self._file = storage / f"{name}.yaml"
+        self._file.write_text(JOB.format(name=name, storage=storage, epochs=epochs))
+        self._log = storage / f"{name}.log"
+        self._process = self._start()
+
+    def run(self, kills: Iterable[Kill] = ()) -> str:
+        """To its end, killed on the way. Returns what it said."""
+        try:
+            for kill in kills:
+                self._kill(kill)
+            self._process.wait(PATIENCE_SECONDS)
+        finally:
+            self._process.kill()
+        text = self._log.read_text()
+        assert self._process.returncode == 0, text[-3000:]
+        return text
+
+    def weights(self, storage: Path) -> dict[str, torch.Tensor]:
+        """What the last stage came to."""
+        (folder,) = (storage / "runs" / self._file.stem).glob("second-*")
+        saved = checkpoint.newest(folder)
+        assert saved is not None
+        return saved.weights
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        environment = {
+            **{key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")},
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+        }
+        with self._log.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "jobs", str(self._file)], env=environment, stdout=log, stderr=log
+            )
+
+    def _kill(self, kill: Kill) -> None:
+        said = self._log.stat().st_size
+        self._wait(lambda: len(train_workers(self._process.pid)) == 2)
+        if kill.late:
+            self._wait(lambda: b"images/s" in self._log.read_bytes()[said:])
+        time.sleep(kill.seconds)
+        self._wait(lambda: len(train_workers(self._process.pid)) > 0)  # not between two stages
+        workers = train_workers(self._process.pid)
+        if kill.whom == "driver":
+            send(signal.SIGKILL, self._process.pid)
+            self._process.wait()
+            self._process = self._start()
+        else:
+            send(signal.SIGKILL, *(workers if kill.whom == "workers" else [random.choice(workers)]))
+
+    def _wait(self, until: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not until():
+            text = self._log.read_text()[-3000:]
+            assert self._process.poll() is None, f"over before it was killed as often as it should be: {text}"
+            assert time.monotonic() < deadline, text
+            time.sleep(0.05)

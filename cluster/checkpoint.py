@@ -68,9 +68,10 @@ class Card:
     pixel_std: float
     scale: tuple[int, int]
     flip: bool
+    batch_norm: bool = False
 
     def build(self, dropout: float = 0.0) -> VGG:
-        return VGG(self.net, len(self.classes), self.input_size, self.width, dropout)
+        return VGG(self.net, len(self.classes), self.input_size, self.width, dropout, self.batch_norm)
 
 
 @dataclass(frozen=True)

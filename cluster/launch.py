@@ -15,6 +15,7 @@ from typing import Any
 from cluster.evaluate import Evaluation
 from cluster.metrics import Totals
 from cluster.settings import ClusterSettings
+from cluster.step import compute_threads
 from cluster.train import Stage
 from pipelines.errors import ClusterError, TrainingError, first_line
 
@@ -46,11 +47,12 @@ _QUIET_SECONDS = 60  # after which a person is told that workers say nothing; th
 
 @dataclass(frozen=True)
 class Shape:
-    """What each of the `workers` gets."""
+    """What each of the `workers` gets; `cpus_given`: as the job says, and not what there is."""
 
     workers: int
     cpus: int
     gpus: int
+    cpus_given: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def fit(settings: ClusterSettings, nodes: list[Node], most: Node) -> Shape:
             f"cluster.workers: {wants} each are more than the cluster can give: it has {most.cpus} CPUs "
             f"and {most.gpus} GPUs on {len(nodes)} node{'s' * (len(nodes) != 1)}"
         )
-    return Shape(workers, wanted, gpus)
+    return Shape(workers, wanted, gpus, not auto)
 
 
 def _places(nodes: list[Node], cpus: int, gpus: int) -> int:
@@ -126,7 +128,12 @@ def train_stage(stage: Stage, on: Shape, max_failures: int, listen: Listen) -> N
     with _mailbox(listen) as mailbox:
         trainer = TorchTrainer(
             train_worker,
-            train_loop_config={"stage": stage, "mailbox": mailbox, "threads": on.cpus},
+            train_loop_config={
+                "stage": stage,
+                "mailbox": mailbox,
+                "threads": on.cpus,
+                "compute_threads": compute_threads(stage.settings, on.cpus, on.cpus_given),
+            },
             scaling_config=ray.train.ScalingConfig(
                 num_workers=on.workers,
                 use_gpu=on.gpus > 0,

@@ -8,21 +8,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import nn
 
-from cluster import checkpoint, exchange, init, optimise
+from cluster import checkpoint, init, optimise
 from cluster.checkpoint import Card, Checkpoint, Epoch, Progress
 from cluster.metrics import Meter, Totals
 from cluster.settings import StageSettings
+from cluster.step import Step, loss
 from cluster.vgg import VGG
 from cluster.world import World
-from pipelines import keys
 from pipelines.augment import Recipe
 from pipelines.errors import TrainingError
-from pipelines.keys import Purpose
 from pipelines.loader import TrainingBatches, ValidationBatches
 from pipelines.order import Order
 from pipelines.schema import Manifest, Statistics
@@ -53,8 +49,12 @@ def train(stage: Stage, world: World, log: Log) -> Progress:
     training, validation = DataSet.open(stage.training_data), DataSet.open(stage.validation_data)
     order = Order.of(training.manifest, s.batch, s.seed)
     card = _card(s, training.manifest)
-    net, optimiser, progress = _begin(stage, card, world)
-    model, meter = exchange.parallel(net, world), Meter(world)
+    net, saved = _begin(stage, card, world)
+    model, meter = Step(net, world, s, order), Meter(world)
+    optimiser = optimise.sgd(net, s.learning_rate, s.momentum, s.weight_decay)
+    if saved is not None:
+        optimiser.load_state_dict(saved.optimiser)
+    progress = saved.progress if saved is not None else Progress()
     first, last = (epochs * order.steps_per_epoch for epochs in (len(progress.epochs), s.epochs))
     recipe, middle = _recipes(s, training.manifest)
     with (
@@ -66,12 +66,11 @@ def train(stage: Stage, world: World, log: Log) -> Progress:
             number = len(progress.epochs)
             rate = optimise.schedule(progress.accuracies, s.plateau).rate(s.learning_rate, s.plateau.factor)
             optimise.set_rate(optimiser, rate)
-            torch.manual_seed(_dropout_seed(s.seed, number, world.rank))
             started = time.monotonic()
             report = _reporter(stage, number, rate, started, log)
-            totals = _epoch(model, optimiser, stream, order, meter, s.max_unreadable, report, log)
+            totals = _epoch(number, model, optimiser, stream, order, meter, s.max_unreadable, report, log)
             trained = time.monotonic()
-            checked = validate(net, checks, meter, validation.rows, log)
+            checked = validate(model, checks, meter, validation.rows, log)
             check_readable(checked, validation.rows, s.max_unreadable)
             epoch = _result(totals, checked, rate, trained - started, time.monotonic() - started)
             progress.epochs.append(epoch)
@@ -87,7 +86,7 @@ def train(stage: Stage, world: World, log: Log) -> Progress:
 
 def _card(s: StageSettings, training: Manifest) -> Card:
     mean = _statistics(training).mean_rgb
-    return Card(s.net, training.classes, s.input_size, s.width, mean, s.pixel_std, s.scale, s.flip)
+    return Card(s.net, training.classes, s.input_size, s.width, mean, s.pixel_std, s.scale, s.flip, s.batch_norm)
 
 
 def _recipes(s: StageSettings, training: Manifest) -> tuple[Recipe, Recipe]:
@@ -122,8 +121,8 @@ def _over(progress: Progress, s: StageSettings) -> bool:
     return len(progress.epochs) >= s.epochs or optimise.schedule(progress.accuracies, s.plateau).finished
 
 
-def _begin(stage: Stage, card: Card, world: World) -> tuple[VGG, torch.optim.SGD, Progress]:
-    """The net, its optimiser and the epochs behind it: from the newest checkpoint, or new."""
+def _begin(stage: Stage, card: Card, world: World) -> tuple[VGG, Checkpoint | None]:
+    """The net, new, or that of the newest checkpoint, which comes with it."""
     s = stage.settings
     net = card.build(s.dropout)
     saved = checkpoint.newest(stage.folder)
@@ -134,15 +133,12 @@ def _begin(stage: Stage, card: Card, world: World) -> tuple[VGG, torch.optim.SGD
         if stage.start is not None:
             source = checkpoint.load(stage.start)
             init.copy_from(net, source.card.net, source.weights)
-    net.to(world.device)
-    optimiser = optimise.sgd(net, s.learning_rate, s.momentum, s.weight_decay)
-    if saved is not None:
-        optimiser.load_state_dict(saved.optimiser)
-    return net, optimiser, saved.progress if saved is not None else Progress()
+    return net.to(world.device), saved
 
 
 def _epoch(
-    model: nn.Module,
+    number: int,
+    model: Step,
     optimiser: torch.optim.SGD,
     stream: Iterator[Batch],
     order: Order,
@@ -152,16 +148,12 @@ def _epoch(
     log: Log,
 ) -> Totals:
     """One pass over the training set."""
-    model.train()
     steps = order.steps_per_epoch
     points = _points(steps)
     totals = Totals(0, 0.0, 0, 0)
     for step in range(1, steps + 1):
         batch = next(stream)
-        scores = model(batch.images)
-        losses = F.cross_entropy(scores, batch.labels, reduction="none")
-        optimiser.zero_grad(set_to_none=True)
-        exchange.mean_loss(losses, batch.total, meter.world).backward()  # type: ignore[no-untyped-call]
+        scores, losses = model.gradients(batch, number * steps + step - 1)
         optimiser.step()
         meter.add(scores, batch.labels, losses, len(batch.replaced))
         name_unreadable(batch, log)
@@ -175,15 +167,12 @@ def _epoch(
     return totals
 
 
-def validate(model: nn.Module, batches: ValidationBatches, meter: Meter, rows: int, log: Log) -> Totals:
+def validate(model: Step, batches: ValidationBatches, meter: Meter, rows: int, log: Log) -> Totals:
     """Loss and accuracy on the middle crops of all `rows` images, each counted once."""
-    model.eval()
-    with torch.inference_mode():
-        for batch in batches:
-            scores = model(batch.images)
-            losses = F.cross_entropy(scores, batch.labels, reduction="none")
-            meter.add(scores, batch.labels, losses, len(batch.replaced))
-            name_unreadable(batch, log)
+    for batch in batches:
+        scores = model.evaluate(batch.images)
+        meter.add(scores, batch.labels, loss(scores, batch.labels), len(batch.replaced))
+        name_unreadable(batch, log)
     totals = meter.read()
     if totals.images != rows:
         raise TrainingError(f"a validation set of {rows} images had {totals.images} looked at")
@@ -244,8 +233,3 @@ def _points(steps: int) -> set[int]:
     """The steps after which the meter is read, the last one of the epoch among them."""
     n = max(_LINES_PER_EPOCH, math.ceil(steps / _STEPS_PER_POINT))
     return {math.ceil(k * steps / n) for k in range(1, n + 1)}
-
-
-def _dropout_seed(seed: int, epoch: int, rank: int) -> int:
-    high, low = (int(w) for w in keys.words(seed, epoch, np.array([rank]), Purpose.DROPOUT)[0, :2])
-    return high << 31 | low >> 1

@@ -20,7 +20,8 @@ _TICK_SECONDS = 0.5
 
 
 def train_worker(config: dict[str, Any]) -> str | None:
-    """Ray Train's entry: `config` has the `stage`, the `mailbox` for records, and the `threads` of a worker.
+    """Ray Train's entry: `config` has the `stage`, the `mailbox` for records, the `threads` of a worker, and those that
+    its arithmetic may use.
 
     Returns None, or why training cannot go on.
     """
@@ -29,7 +30,7 @@ def train_worker(config: dict[str, Any]) -> str | None:
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     world = World(context.get_world_rank(), context.get_world_size(), device, config["threads"])
-    torch.set_num_threads(world.threads)
+    torch.set_num_threads(config["compute_threads"])
     log = _post(config["mailbox"]) if world.rank == 0 else _own(_post(config["mailbox"]))
     warnings = _Warnings(log)
     logging.getLogger("pipelines").addHandler(warnings)

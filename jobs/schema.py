@@ -245,6 +245,8 @@ def _contradictions(job: Job) -> Iterator[tuple[Path_, str]]:
     """What is wrong between parts that are each right."""
     names = list(job.stages)
     for name, stage in job.stages.items():
+        if refusal := stage.refusal(job.cluster.workers):
+            yield ("stages", name, "reproducible" if stage.reproducible == "exact" else "batch_norm"), refusal
         source = stage.init.source
         path: Path_ = ("stages", name, "init", "from")
         if source is None or start_file(source):
@@ -254,7 +256,7 @@ def _contradictions(job: Job) -> Iterator[tuple[Path_, str]]:
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
             yield path, f"no stage is called {source!r}; {hint}"
             continue
-        for key in ("input_size", "width"):
+        for key in ("input_size", "width", "batch_norm"):
             mine, its = getattr(stage, key), getattr(job.stages[source], key)
             if mine != its:
                 yield path, f"{key} is {its} in stage {source} and {mine} in this one: the FC layers do not fit"

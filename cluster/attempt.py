@@ -3,7 +3,7 @@
 import math
 import time
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import nn
@@ -31,7 +31,7 @@ class Stage:
     """One stage's work.
 
     `folder` takes its checkpoints, and `start` is the one that its net starts from: whole paths or URIs. `run`: in
-    MLflow. `ledger`: the rows of every step are told of. `synchronise`: see `Stopwatch`.
+    MLflow. `ledger`: the rows of every step are told of.
     """
 
     name: str
@@ -41,12 +41,11 @@ class Stage:
     folder: str
     start: str | None = None
     run: str | None = None
-    checkpoints: CheckpointSettings = CheckpointSettings()
+    checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
     ledger: bool = False
-    synchronise: bool = False
 
 
-class Stopped(Exception):  # noqa: N818 - it is no error
+class Stopped(Exception):
     """All workers end here, at the same step, whose checkpoint is on its way."""
 
 
@@ -62,7 +61,7 @@ class Attempt:
         self.progress = saved.progress if saved else Progress()
         self.net = _net(stage, card, saved).to(world.device)
         optimise.freeze(self.net, s)
-        self.watch = Stopwatch(world.device, stage.synchronise)
+        self.watch = Stopwatch(world.device)
         self.step = Step(self.net, world, s, order, self.watch)
         self.optimiser = optimise.sgd(self.net, s)
         self.average = Average(self.net, s.average_decay) if s.average_decay else None

@@ -19,12 +19,13 @@ from typing import Any
 import torch
 
 from cluster import bare, launch
+from cluster.attempt import Stage
 from cluster.bare import Answer, Task
 from cluster.flops import training_flops
-from cluster.launch import Shape
 from cluster.peak import peak_flops
+from cluster.place import Shape
+from cluster.records import STEPS_PER_POINT
 from cluster.settings import ClusterSettings, StageSettings
-from cluster.train import STEPS_PER_POINT, Stage
 from pipelines import cycle
 from pipelines.errors import BenchError, DataError, SettingsError
 from pipelines.shards import DataSet
@@ -66,30 +67,32 @@ class Comparison:
     peak_flops: float | None
 
 
-def run(place: str, settings: StageSettings, workers: int, steps: int, rounds: int, log: Log) -> Comparison:
+def run(source: str, settings: StageSettings, workers: int, steps: int, rounds: int, log: Log) -> Comparison:
     """At least `steps` are timed in each of the rounds. Raises SettingsError, DataError, ClusterError, BenchError,
     TrainingError."""
     for option, value in (("--steps", steps), ("--rounds", rounds), ("--workers", workers)):
         if value < 1:
             raise SettingsError(f"{option} {value}: at least 1")
-    data = DataSet.open(place)
+    data = DataSet.open(source)
     if data.manifest.statistics is None:
-        raise DataError(f"{place}: has no statistics of its pixels, as validation sets have none; take a training set")
+        raise DataError(f"{source}: has no statistics of its pixels, as validation sets have none; take a training set")
     settings = settings.model_copy(
         update={"epochs": 1, "learning_rate": _LEARNING_RATE, "init": settings.init.model_copy(update={"source": None})}
     )
     launch.connect()
     try:
-        shape = launch.shape(ClusterSettings(workers=workers))
+        cluster = ClusterSettings(workers=(workers, workers), max_failures=0)
+        shape = place.shape(cluster)
         with tempfile.TemporaryDirectory(prefix="verydeep-bench-") as folder:
-            return _compare(data, settings, shape, steps, rounds, Path(folder), log)
+            return _compare(data, settings, (cluster, shape), steps, rounds, Path(folder), log)
     finally:
         launch.disconnect()
 
 
 def _compare(
-    data: DataSet, s: StageSettings, shape: Shape, steps: int, rounds: int, folder: Path, log: Log
+    data: DataSet, s: StageSettings, on: tuple[ClusterSettings, Shape], steps: int, rounds: int, folder: Path, log: Log
 ) -> Comparison:
+    cluster, shape = on
     warm_up = min(-(-steps // 3), STEPS_PER_POINT)  # the first point: a quarter of an epoch, at most so many steps
     training = cycle.write(data, (steps + warm_up) * s.batch, folder / "train").location.absolute
     validation = cycle.write(data, 1, folder / "val").location.absolute
@@ -97,10 +100,9 @@ def _compare(
     points: tuple[int, ...] = ()  # not known before our first run
     for number in range(rounds):
         log(f"round {number + 1} of {rounds}")
-        stage = Stage("bench", s, training, validation, folder / f"round-{number}")
-        stage.folder.mkdir()
+        stage = Stage("bench", s, training, validation, str(folder / f"round-{number}"))
         answer = _bare(s, training, shape, points, folder) if number % 2 else None
-        records = _ours(stage, shape)
+        records = _ours(stage, shape, cluster)
         points = tuple(record["step"] for record in records)
         answer = answer or _bare(s, training, shape, points, folder)
         found.append(Round(tuple(_intervals(records)), answer))
@@ -109,10 +111,10 @@ def _compare(
     return Comparison(s, shape, points, tuple(found), flops, peak_flops(device, "float32", shape.cpus))
 
 
-def _ours(stage: Stage, shape: Shape) -> list[dict[str, Any]]:
+def _ours(stage: Stage, shape: Shape, cluster: ClusterSettings) -> list[dict[str, Any]]:
     """The records of time by part, of a run of one epoch."""
     records: list[dict[str, Any]] = []
-    launch.train_stage(stage, shape, 0, records.append)
+    launch.train_stage(stage, shape, cluster, records.append)
     return [record for record in records if record["kind"] == "parts"]
 
 

@@ -33,12 +33,18 @@ class Epoch:
 
     loss: float
     accuracy: float
+    accuracy5: float
+    gradient_norm: float  # before it is clipped; the mean over steps
     validation_loss: float
     validation_accuracy: float
     validation_accuracy5: float
     learning_rate: float
     images_per_second: float
+    waiting: float  # share of the time that worker 0 waited for input
+    flops_per_second: float  # of the model, by all workers
+    peak_memory_bytes: float  # of worker 0: of its device, or resident
     seconds: float
+    peak_share: float | None = None  # of what the devices could do, if that is known
     unreadable: int = 0  # images that could not be decoded
 
 
@@ -49,7 +55,8 @@ class Progress:
     epochs: list[Epoch] = field(default_factory=list)
     step: int = 0  # steps of that epoch that are done
     totals: Totals = field(default_factory=lambda: Totals(0, 0.0, 0, 0))  # over these steps
-    seconds: float = 0.0  # spent on them, in earlier attempts
+    seconds: float = 0.0  # spent on them, in all attempts
+    waiting: float = 0.0  # of these, by worker 0 for input
 
     @property
     def accuracies(self) -> list[float]:
@@ -76,8 +83,7 @@ class Card:
     batch_norm: bool = False
 
     def build(self, dropout: float = 0.0) -> VGG:
-        variant = {"batch_norm": True} if self.batch_norm else {}
-        return VGG(self.net, len(self.classes), self.input_size, self.width, dropout, **variant)
+        return VGG(self.net, len(self.classes), self.input_size, self.width, dropout, self.batch_norm)
 
 
 @dataclass(frozen=True)

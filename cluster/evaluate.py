@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cluster import checkpoint
 from cluster.metrics import Totals, label_ranks
-from cluster.train import Log, name_unreadable
+from cluster.records import Log, name_unreadable
 from cluster.vgg import STRIDE
 from cluster.world import World
 from pipelines.errors import TrainingError

@@ -11,13 +11,14 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from cluster import place
+from cluster.attempt import Stage
 from cluster.controller import Reporter, end, reason
 from cluster.course import Ended, How
 from cluster.mailbox import Mailbox
 from cluster.network import Torch
 from cluster.place import Shape
 from cluster.settings import ClusterSettings
-from cluster.train import Stage
+from cluster.step import compute_threads
 from cluster.worker import train_worker
 
 _POLL_SECONDS = 0.25
@@ -96,6 +97,7 @@ class Fit:
                 "stage": stage,
                 "mailbox": self._box.actor,
                 "threads": on.cpus,
+                "compute_threads": compute_threads(stage.settings, on.cpus, on.cpus_given),
                 "stall_seconds": 60 * settings.stall_minutes,
             },
             torch_config=Torch(timeout_s=settings.collective_timeout_seconds),

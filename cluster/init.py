@@ -54,20 +54,30 @@ def layers_to_copy(source: str, target: str) -> tuple[str, ...]:
 def copy_from(net: VGG, source: str, weights: dict[str, Tensor]) -> list[str]:
     """Copies into `net` what fits from `weights` of configuration `source`; returns the layers' names.
 
-    Raises CheckpointError if a layer that should fit does not, naming both shapes.
+    A convolution comes with its batch norm. Raises CheckpointError if a layer that should fit does not, naming both
+    shapes.
     """
     state = net.state_dict()
     names = layers_to_copy(source, net.net)
-    for name in names:
-        for kind in ("weight", "bias"):
-            key = f"{name}.{kind}"
-            if key not in weights:
-                raise CheckpointError(f"the weights to start from lack {key}")
-            if weights[key].shape != state[key].shape:
-                raise CheckpointError(
-                    f"{key} has shape {tuple(weights[key].shape)} in the net to start from, "
-                    f"{tuple(state[key].shape)} in this one: input_size, width and classes must be equal"
-                )
-            state[key] = weights[key]
+    if not net.batch_norm and any(key.startswith("bn") for key in weights):
+        raise CheckpointError("the net to start from has batch norm, this one has none: batch_norm must be equal")
+    for key in (key for name in names for key in _keys(name, net.batch_norm)):
+        if key not in weights:
+            raise CheckpointError(f"the weights to start from lack {key}")
+        if weights[key].shape != state[key].shape:
+            raise CheckpointError(
+                f"{key} has shape {tuple(weights[key].shape)} in the net to start from, "
+                f"{tuple(state[key].shape)} in this one: input_size, width and classes must be equal"
+            )
+        state[key] = weights[key]
     net.load_state_dict(state)
     return list(names)
+
+
+def _keys(layer: str, batch_norm: bool) -> list[str]:
+    """Of a state dict: a layer's entries, and those of its batch norm."""
+    own = [f"{layer}.weight", f"{layer}.bias"]
+    if not batch_norm or not layer.startswith("conv"):
+        return own
+    norm = layer.replace("conv", "bn")
+    return [*own, *(f"{norm}.{kind}" for kind in ("weight", "bias", "running_mean", "running_var"))]

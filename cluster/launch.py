@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cluster.attempt import Stage
 from cluster.course import Course, Ended, How, Move, warning
 from cluster.evaluate import Evaluation
 from cluster.interrupt import interrupted, noted
 from cluster.metrics import Totals
 from cluster.settings import ClusterSettings
-from cluster.train import Stage
 from pipelines.errors import ClusterError, TrainingError, first_line
 from pipelines.location import Location
 from pipelines.schema import MANIFEST
@@ -80,7 +80,7 @@ def train_stage(stage: Stage, on: Shape, settings: ClusterSettings, listen: List
     manifests = [(Location.of(data) / MANIFEST).absolute for data in (stage.training_data, stage.validation_data)]
     with mailbox() as box, noted() as signalled, _environment(settings):
         while True:
-            shared.check(os.fspath(stage.folder), manifests)
+            shared.check(stage.folder, manifests)
             with Fit(stage, on, settings, box) as fit:
                 ended = _accompany(fit, course, box, signalled, listen)
             number = signalled()

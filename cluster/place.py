@@ -12,12 +12,16 @@ from pipelines.errors import ClusterError
 
 @dataclass(frozen=True)
 class Shape:
-    """What each of the `workers` gets; training goes on with as few as `least` of them."""
+    """What each of the `workers` gets; training goes on with as few as `least` of them.
+
+    `cpus_given`: as the job says, and not what there is.
+    """
 
     workers: int
     cpus: int
     gpus: int
     least: int
+    cpus_given: bool = False
 
     def __str__(self) -> str:
         count = str(self.workers) if self.least == self.workers else f"{self.least} to {self.workers}"
@@ -59,7 +63,7 @@ def fit(settings: ClusterSettings, nodes: list[Node], most: Node) -> Shape:
             f"cluster.workers: {wants} each are more than the cluster can give: it has {most.cpus} CPUs "
             f"and {most.gpus} GPUs on {_count(len(nodes), 'node')}"
         )
-    return Shape(workers, wanted, gpus, least)
+    return Shape(workers, wanted, gpus, least, not auto)
 
 
 def places(nodes: list[Node], cpus: int, gpus: int) -> int:

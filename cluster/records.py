@@ -20,7 +20,6 @@ from cluster.metrics import Totals
 from cluster.peak import peak_flops, peak_memory_bytes
 from cluster.settings import StageSettings
 from cluster.step import uses_bf16
-from cluster.stopwatch import Reading
 from cluster.world import World
 from pipelines.errors import TrainingError
 from pipelines.stream import Batch
@@ -36,8 +35,7 @@ class Speed:
 
     def __init__(self, s: StageSettings, classes: int, world: World) -> None:
         self._flops = training_flops(s.net, classes, s.input_size, s.width)
-        precision = "bfloat16" if uses_bf16(s, world.device) else "float32"
-        peak = peak_flops(world.device, precision, world.threads)
+        peak = peak_flops(world.device, "bfloat16" if uses_bf16(s, world.device) else "float32", world.threads)
         self._peak = None if peak is None else peak * world.size
         self._device = world.device
 

@@ -78,6 +78,11 @@ class StageSettings(Settings):
     input_size: int = Field(224, ge=STRIDE, description="side of the crops in pixels, a multiple of 32")
     width: float = Field(1.0, gt=0, description="multiplies the widths of all hidden layers")
     dropout: float = Field(0.5, ge=0, lt=1, description="share of FC-1's and FC-2's outputs set to 0")
+    batch_norm: bool = Field(
+        False,
+        description="batch norm behind each convolution (torchvision's vgg*_bn); its statistics are those of virtual "
+        "shards, so that they do not depend on the number of workers",
+    )
     init: Init = Field(default_factory=Init)
     batch: int = Field(256, ge=1, description="images of a step, over all workers")
     epochs: int = Field(74, ge=1, description="passes over the training set, at most")
@@ -127,6 +132,29 @@ class StageSettings(Settings):
     flip: bool = Field(True, description="mirror half of the training images")
     colour_shift: float = Field(0.1, ge=0, description="deviation of the RGB shift's normal variates; 0: none")
     pixel_std: float = Field(1.0, gt=0, description="pixels are divided by it after the mean is subtracted")
+    precision: Literal["auto", "float32", "bf16"] = Field(
+        "auto",
+        description="of forward and backward: float32, or bfloat16 where autocast finds it safe; weights, gradients "
+        "and loss stay float32; auto: bf16 on GPUs that have it",
+    )
+    reproducible: Literal["fast", "exact"] = Field(
+        "fast",
+        description="fast: another number of workers gives the same net but for rounding; exact: the same bits, on "
+        "devices of one kind: gradients of virtual shards, added in one fixed order. A worker then computes with one "
+        "thread, unless cpus_per_worker is a number, since the threads change the rounding, too",
+    )
+    virtual_shards: int = Field(
+        8,
+        ge=1,
+        description="parts of a batch, a power of two, that exact and batch_norm compute one by one; the number of "
+        "workers is a power of two up to it",
+    )
+    micro_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto",
+        description="images that a worker takes through the net at a time; auto: its share of the batch, halved until "
+        "it fits the memory. Virtual shards are taken whole",
+    )
+    compile: bool = Field(False, description="torch.compile the net; the first steps take a minute or more")
     max_unreadable: float = Field(
         0.01,
         ge=0,
@@ -164,6 +192,13 @@ class StageSettings(Settings):
                 f"validation_scale: Q = {self.validation_scale} is smaller than the crop, "
                 f"input_size = {self.input_size}"
             )
+        if not _power_of_two(self.virtual_shards):
+            yield f"virtual_shards: {self.virtual_shards} is not a power of two"
+        if self.sharded and self.micro_batch != "auto":
+            yield (
+                "micro_batch: with reproducible: exact or batch_norm, virtual shards are what is computed at a time; "
+                "for smaller ones raise virtual_shards"
+            )
 
     def _rates(self) -> Iterator[str]:
         for name in SCHEDULES:
@@ -198,6 +233,21 @@ class StageSettings(Settings):
         return layers.chosen(self.net, self.freeze)
 
     @property
+    def sharded(self) -> bool:
+        """Whether batches are computed in virtual shards, the same ones for any number of workers."""
+        return self.reproducible == "exact" or self.batch_norm
+
+    def refusal(self, workers: int) -> str | None:
+        """Why so many workers cannot train this, or None if they can."""
+        if not self.sharded or (_power_of_two(workers) and workers <= self.virtual_shards):
+            return None
+        cause = "reproducible: exact" if self.reproducible == "exact" else "batch_norm"
+        return (
+            f"{cause} takes a power of two of workers, at most virtual_shards ({self.virtual_shards}); "
+            f"{workers} cannot share them evenly"
+        )
+
+    @property
     def test_scale(self) -> int:
         """Q = S, or the middle of S's range (paper, section 4.1)."""
         return self.validation_scale or (self.scale[0] + self.scale[1]) // 2
@@ -212,6 +262,10 @@ def _workers(value: Any) -> Any:
     if type(value) is int:
         return (value, value)
     raise ValueError("expected a number of workers, or [least, most]")
+
+
+def _power_of_two(n: int) -> bool:
+    return n.bit_count() == 1
 
 
 Workers = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], BeforeValidator(_workers)]

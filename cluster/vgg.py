@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cluster import dropout as keyed
+
 
 @dataclass(frozen=True)
 class Conv:
@@ -25,6 +27,11 @@ class Conv:
     @property
     def name(self) -> str:
         return f"conv{self.block}_{self.index}"
+
+    @property
+    def norm(self) -> str:
+        """The name of the batch norm behind it, in nets that have one."""
+        return f"bn{self.block}_{self.index}"
 
 
 # The kernels of each block's convolutions; widths are those of table 1.
@@ -51,11 +58,18 @@ class VGG(nn.Module):
     """A net of configuration `net`.
 
     `input_size`: side of the training crops in pixels, a multiple of 32; `width` multiplies all hidden widths
-    (rounded, at least 1), so that small nets of the same shape can be made.
+    (rounded, at least 1), so that small nets of the same shape can be made; `batch_norm` puts one behind each
+    convolution, as in torchvision's vgg*_bn.
     """
 
     def __init__(
-        self, net: str, classes: int = 1000, input_size: int = 224, width: float = 1.0, dropout: float = 0.5
+        self,
+        net: str,
+        classes: int = 1000,
+        input_size: int = 224,
+        width: float = 1.0,
+        dropout: float = 0.5,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
         if net not in CONFIGURATIONS:
@@ -65,12 +79,15 @@ class VGG(nn.Module):
         if classes < 1 or width <= 0:
             raise ValueError(f"classes ({classes}) and width ({width}) must be positive")
         self.net, self.classes, self.input_size, self.width = net, classes, input_size, width
+        self.batch_norm = batch_norm
         block_widths = [_scaled(w, width) for w in BLOCK_WIDTHS]
         hidden = _scaled(FC_WIDTH, width)
         before = 3
         for conv in convolutions(net):
             after = block_widths[conv.block - 1]
             self.add_module(conv.name, nn.Conv2d(before, after, conv.kernel, padding=conv.kernel // 2))
+            if batch_norm:
+                self.add_module(conv.norm, nn.BatchNorm2d(after))
             before = after
         # AlexNet's constants (Krizhevsky et al. 2012, section 3.3). LocalResponseNorm multiplies alpha by the mean of
         # the squares where they multiply the sum, hence size times their 1e-4.
@@ -86,16 +103,25 @@ class VGG(nn.Module):
         for conv in convolutions(self.net):
             if conv.index == 1 and conv.block > 1:
                 x = F.max_pool2d(x, 2)
-            x = F.relu(self.get_submodule(conv.name)(x), inplace=True)
+            x = self.get_submodule(conv.name)(x)
+            if self.batch_norm:
+                x = self.get_submodule(conv.norm)(x)
+            x = F.relu(x, inplace=True)
             if conv.name == "conv1_1":
                 x = self.lrn(x)
         return F.max_pool2d(x, 2)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
+        """`keys` (n,) int64: the images' keys, from which dropout follows; without them it is random."""
         x = self.features(images).flatten(1)
-        x = self.dropout(F.relu(self.fc1(x)))
-        x = self.dropout(F.relu(self.fc2(x)))
+        x = self._drop(F.relu(self.fc1(x)), keys, 1)
+        x = self._drop(F.relu(self.fc2(x)), keys, 2)
         return self.fc3(x)  # type: ignore[no-any-return]
+
+    def _drop(self, x: Tensor, keys: Tensor | None, layer: int) -> Tensor:
+        if keys is None or not self.training or not self.dropout.p:
+            return self.dropout(x)  # type: ignore[no-any-return]
+        return keyed.drop(x, keys, layer, self.dropout.p)
 
     def dense(self) -> "DenseVGG":
         """The fully convolutional form, sharing this net's weights."""
@@ -122,15 +148,13 @@ class DenseVGG(nn.Module):
 
 
 def from_torchvision(state: dict[str, Tensor], net: str) -> dict[str, Tensor]:
-    """The state dict of torchvision's vgg11, 13, 16 or 19 (A, B, D, E) under this module's names."""
-    numbered = sorted({int(key.split(".")[1]) for key in state if key.startswith("features.")})
-    names = dict(zip(numbered, (conv.name for conv in convolutions(net)), strict=True))
-    names_fc = {0: "fc1", 3: "fc2", 6: "fc3"}
-    renamed = {}
-    for key, value in state.items():
-        part, number, kind = key.split(".")
-        renamed[f"{(names if part == 'features' else names_fc)[int(number)]}.{kind}"] = value
-    return renamed
+    """The state dict of torchvision's vgg11, 13, 16, 19 (A, B, D, E) or their vgg*_bn under this module's names."""
+    numbers = sorted(int(k.split(".")[1]) for k, v in state.items() if k.startswith("features.") and v.dim() == 4)
+    names = {"classifier.0": "fc1", "classifier.3": "fc2", "classifier.6": "fc3"}
+    for number, conv in zip(numbers, convolutions(net), strict=True):
+        names |= {f"features.{number}": conv.name, f"features.{number + 1}": conv.norm}
+    split = ((key.rpartition("."), value) for key, value in state.items())
+    return {f"{names[layer]}.{kind}": value for (layer, _, kind), value in split}
 
 
 def parameters(net: str, classes: int = 1000, input_size: int = 224, width: float = 1.0) -> int:

@@ -15,10 +15,12 @@ import ray.train.torch
 import torch
 
 from cluster.agree import Wish
+from cluster.attempt import Stage
 from cluster.course import ASKED, PREEMPTED, Ended, How
 from cluster.evaluate import Evaluation, evaluate_share
 from cluster.metrics import Totals
-from cluster.train import Log, Outcome, Stage, train
+from cluster.records import Log
+from cluster.train import Outcome, train
 from cluster.watchdog import Watchdog
 from cluster.world import World
 from pipelines.errors import VerydeepError
@@ -31,7 +33,8 @@ _OWN = {"unreadable", "reading", "rows", "warning"}  # records that every worker
 
 
 def train_worker(config: dict[str, Any]) -> Ended:
-    """Ray Train's entry: `config` has the `stage`, the `mailbox`, the `threads` of a worker, and `stall_seconds`.
+    """Ray Train's entry: `config` has the `stage`, the `mailbox`, the `threads` of a worker, those that its
+    arithmetic may use (`compute_threads`), and `stall_seconds`.
 
     An error for the user goes into the mailbox: the other workers may wait for this one, and the driver ends them.
     """
@@ -39,7 +42,7 @@ def train_worker(config: dict[str, Any]) -> Ended:
     stage: Stage = config["stage"]
     mailbox = config["mailbox"]
     world = _world(config["threads"])
-    torch.set_num_threads(world.threads)
+    torch.set_num_threads(config["compute_threads"])
     post = Post(mailbox, world.rank)
     if world.rank == 0:
         post({"kind": "workers", "count": world.size})

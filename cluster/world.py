@@ -9,7 +9,6 @@ from torch import Tensor
 
 from pipelines.stream import Seat
 
-
 T = TypeVar("T")
 
 

@@ -106,7 +106,7 @@ def _start_key(
     card = head.card
     if card.classes != classes:
         raise SettingsError(f"{where} was trained on {_classes(card.classes)}, the data set has {_classes(classes)}")
-    for key in ("input_size", "width"):
+    for key in ("input_size", "width", "batch_norm"):
         if getattr(card, key) != getattr(stage, key):
             raise SettingsError(f"{where} has {key} {getattr(card, key)}, the stage {getattr(stage, key)}")
     if (problem := frozen_at_random(stage, card.net)) is not None:

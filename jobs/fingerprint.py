@@ -5,15 +5,18 @@ from hashlib import sha256
 from typing import Any
 
 # Raised whenever training with the same settings on the same data gives another net than before.
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
+
+# Settings that change no result: what ends a run, and how the same sums are computed.
+_WITHOUT_EFFECT = ("max_unreadable", "micro_batch", "compile")
 
 
 def stage_key(settings: dict[str, Any], training: str, validation: str, start: str | None) -> str:
     """`settings`: the stage's, plain; `training`, `validation`: the data sets' fingerprints; `start`: the key of the
     stage, or the seal of the checkpoint, that it starts from."""
     # Which stage it starts from is told by that stage's key; its name changes nothing.
-    settings = {**settings, "init": {k: v for k, v in settings["init"].items() if k != "from"}}
-    settings.pop("max_unreadable", None)  # it ends a run, and changes none
+    init = {k: v for k, v in settings["init"].items() if k != "from"}
+    settings = {k: v for k, v in settings.items() if k not in _WITHOUT_EFFECT} | {"init": init}
     content = {
         "recipe": RECIPE_VERSION,
         "settings": settings,

@@ -9,12 +9,13 @@ from hashlib import sha256
 from typing import Any
 
 from cluster import checkpoint, interrupt, launch, place
+from cluster.attempt import Stage
 from cluster.evaluate import Evaluation
 from cluster.metrics import Totals
 from cluster.place import Shape
+from cluster.records import check_readable
 from cluster.settings import EvaluationSettings, StageSettings
 from cluster.track import Tracker, default_uri
-from cluster.train import Stage, check_readable
 from jobs import report, schema
 from jobs.check import Checked
 from jobs.plan import Action, Decision, plan

@@ -259,6 +259,9 @@ def _contradictions(job: Job) -> Iterator[tuple[Path_, str]]:
     """What is wrong between parts that are each right."""
     names = list(job.stages)
     for name, stage in job.stages.items():
+        least, most = job.cluster.workers
+        if refusal := next(filter(None, map(stage.refusal, range(least, most + 1))), None):
+            yield ("stages", name, "reproducible" if stage.reproducible == "exact" else "batch_norm"), refusal
         source = stage.init.source
         path: Path_ = ("stages", name, "init", "from")
         if source is None or is_file(source):
@@ -266,7 +269,7 @@ def _contradictions(job: Job) -> Iterator[tuple[Path_, str]]:
         if source not in job.stages:
             yield path, f"no stage is called {source!r}; {_hint(source, names)}"
             continue
-        for key in ("input_size", "width"):
+        for key in ("input_size", "width", "batch_norm"):
             mine, its = getattr(stage, key), getattr(job.stages[source], key)
             if mine != its:
                 yield path, f"{key} is {its} in stage {source} and {mine} in this one: the FC layers do not fit"

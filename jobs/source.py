@@ -10,7 +10,7 @@ from pipelines.errors import SettingsError
 @dataclass(frozen=True)
 class Source:
     """`data`: the training set's place. `settings`: of the stage; without a job, the defaults. `title`: where these
-    come from, if from a job. `workers`: of the job."""
+    come from, if from a job. `workers`: of the job, at most."""
 
     data: str
     settings: StageSettings
@@ -33,7 +33,7 @@ def open_source(source: str, stage: str | None, scale: list[int] | None) -> Sour
     if name not in job.stages:
         raise SettingsError(f"--stage {name}: there is no such stage; there are {', '.join(job.stages)}")
     title = (f"stage {name} of {source}",)
-    return Source(check.data_sets(job).train, job.stages[name], title, job.cluster.workers)
+    return Source(check.data_sets(job).train, job.stages[name], title, job.cluster.workers[1])
 
 
 def scale_range(scale: list[int]) -> tuple[int, int]:

@@ -6,13 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from cluster import checkpoint, evaluate, launch
+from cluster import checkpoint, evaluate
+from cluster.attempt import Stage
+from cluster.checkpoint import Progress
 from cluster.evaluate import Evaluation
 from cluster.metrics import Meter, label_ranks
-from cluster.settings import ClusterSettings, StageSettings
-from cluster.train import Stage, train
+from cluster.records import Log
+from cluster.settings import StageSettings
+from cluster.train import train
 from cluster.world import World
-from pipelines.errors import ClusterError, TrainingError
+from pipelines.errors import TrainingError
 from pipelines.location import Location
 from pipelines.shards import DataSet
 from tests.pipelines.test_loader import damage
@@ -121,7 +124,9 @@ def test_images_that_cannot_be_decoded_are_counted_and_named_and_do_no_harm(
     assert len(named) == 2 * (3 + 1)
     assert len(set(named)) == 4
     tested = evaluate.evaluate_share(
-        Evaluation(str(checkpoint.path_of(Location.of(tmp_path / "stage"), 1)), damaged[1], (32, 40), mirror=False),
+        Evaluation(
+            str(checkpoint.path_of(Location.of(tmp_path / "stage"), progress.best)), damaged[1], (32, 40), mirror=False
+        ),
         World.single(),
     )
     assert (tested.images, tested.unreadable) == (97, 1)

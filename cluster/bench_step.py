@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from cluster import bare, launch
+from cluster import bare, launch, place
 from cluster.attempt import Stage
 from cluster.bare import Answer, Task
 from cluster.flops import training_flops

@@ -78,7 +78,7 @@ def run(place: str, settings: StageSettings, workers: int, steps: int, rounds: i
     settings = settings.model_copy(
         update={"epochs": 1, "learning_rate": _LEARNING_RATE, "init": settings.init.model_copy(update={"source": None})}
     )
-    launch.connect()
+    launch.connect("local")  # on this machine, as the bare loop is, and nobody else's
     try:
         shape = launch.shape(ClusterSettings(workers=workers))
         with tempfile.TemporaryDirectory(prefix="verydeep-bench-") as folder:

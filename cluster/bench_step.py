@@ -79,7 +79,7 @@ def run(source: str, settings: StageSettings, workers: int, steps: int, rounds: 
     settings = settings.model_copy(
         update={"epochs": 1, "learning_rate": _LEARNING_RATE, "init": settings.init.model_copy(update={"source": None})}
     )
-    launch.connect()
+    launch.connect("local")  # on this machine, as the bare loop is, and nobody else's
     try:
         cluster = ClusterSettings(workers=(workers, workers), max_failures=0)
         shape = place.shape(cluster)

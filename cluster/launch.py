@@ -51,14 +51,15 @@ _QUIET_SECONDS = 60  # after which a person is told that workers say nothing; th
 _START_SECONDS, _ELASTIC_START_SECONDS = 300, 5  # for workers to find their places; then elastic ones are less
 
 
-def connect() -> str:
-    """To the cluster that RAY_ADDRESS names or that was started on this machine, or to a local Ray of our own.
+def connect(address: str | None = None) -> str:
+    """To the cluster that RAY_ADDRESS names or that was started on this machine, or to a local Ray of our own; with
+    `address` "local" to one of our own in any case.
 
     Returns a description of it. Raises ClusterError if it cannot be reached.
     """
     if not ray.is_initialized():
         try:
-            ray.init(log_to_driver=False, logging_level=logging.WARNING)
+            ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise ClusterError(f"the Ray cluster cannot be reached: {first_line(error)}") from error
     for name in ("ray.train", "ray.data"):

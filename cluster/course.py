@@ -28,6 +28,13 @@ class Ended:
     how: How
     why: str = ""
 
+    def plain(self) -> dict[str, str]:
+        return {"how": self.how.value, "why": self.why}
+
+    @classmethod
+    def of(cls, plain: dict[str, str]) -> "Ended":
+        return cls(How(plain["how"]), plain["why"])
+
 
 PREEMPTED = "a node is being taken away"
 ASKED = "asked to stop"

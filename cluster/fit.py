@@ -83,7 +83,7 @@ class Fit:
 
     def _fit(self) -> None:
         try:
-            self._result = self._trainer.fit().return_value
+            self._result = Ended.of(self._trainer.fit().return_value)
         except BaseException as error:  # into the thread that waits
             self._error = error
 

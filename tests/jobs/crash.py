@@ -13,8 +13,8 @@ from typing import Literal
 
 import torch
 
-from cluster import checkpoint
 from tests.cluster.chaos import send, train_workers
+from tests.cluster.runs import saved
 
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE_SECONDS = 300
@@ -69,9 +69,7 @@ class CrashedJob:
     def weights(self, storage: Path) -> dict[str, torch.Tensor]:
         """What the last stage came to."""
         (folder,) = (storage / "runs" / self._file.stem).glob("second-*")
-        saved = checkpoint.newest(folder)
-        assert saved is not None
-        return saved.weights
+        return saved(folder).weights
 
     def _start(self) -> subprocess.Popen[bytes]:
         environment = {

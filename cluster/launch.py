@@ -61,6 +61,7 @@ def connect() -> str:
             ray.init(log_to_driver=False, logging_level=logging.WARNING)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise ClusterError(f"the Ray cluster cannot be reached: {first_line(error)}") from error
+    ray._private.worker._worker_logs_enabled = False  # Ray's account of every process that died; we have a line for it
     for name in ("ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return place.describe(place.nodes())

@@ -38,6 +38,7 @@ class Ended:
 
 PREEMPTED = "a node is being taken away"
 ASKED = "asked to stop"
+LOST_CONTROLLER = "the process that looks after the workers died"
 
 
 class Move(Enum):
@@ -95,9 +96,8 @@ class Course:
                 return warning(f"workers could not start: {record['reason']}") if self.workers else None
         return record
 
-    def lost_controller(self, now: float) -> dict[str, Any]:
-        self._lost("controller", "the process that looks after the workers died", now)
-        return warning(f"{self._text}; training goes on from its newest checkpoint")
+    def lost_controller(self, now: float) -> None:
+        self._lost("controller", LOST_CONTROLLER, now)
 
     def stopped(self, now: float) -> None:
         """The workers stopped as they were asked to; new ones are wanted."""

@@ -73,7 +73,8 @@ class CrashedJob:
 
     def _start(self) -> subprocess.Popen[bytes]:
         environment = {
-            **{key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")},
+            **{key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"},
+            "RAY_ADDRESS": "local",  # a Ray of its own, whatever else runs here
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
         }

@@ -26,14 +26,20 @@ def failure(workers: Mapping[int, BaseException]) -> Failure:
         return Failure(f"worker{'s' * (len(dead) > 1)} {', '.join(dead)} died", DIED)
     if not workers:
         return Failure("the workers failed", "failed")
-    # Of a lost connection it is the other end that has something to tell.
-    rank, error = min(workers.items(), key=lambda worker: ("onnection" in str(worker[1]), worker[0]))
+    rank, error = min(workers.items(), key=lambda worker: (_left_alone(worker[1]), worker[0]))
+    if _left_alone(error):  # it is the other end that would have something to tell
+        return Failure(f"worker {rank} lost its connection to another one", "connection")
     line = "it does not answer" if _silent(error) else f"{type(error).__name__}: {first_line(error)}"
     return Failure(f"worker {rank} failed: {line}", re.sub(r"0x[0-9a-f]+|\d+", "#", line))
 
 
 def _died(error: BaseException) -> bool:
     return isinstance(_cause(error), ray.exceptions.RayActorError)
+
+
+def _left_alone(error: BaseException) -> bool:
+    """By gloo's and NCCL's words."""
+    return bool(re.search(r"Connection (closed|reset|refused)|Timed out waiting|remote process exited", str(error)))
 
 
 def _silent(error: BaseException) -> bool:

@@ -25,7 +25,7 @@ from tests.cluster.chaos import send, train_workers
 from tests.cluster.runs import Listener, in_epoch, saved, stage
 from tests.jobs.crash import CrashedJob, Kill
 
-EPOCHS = 24
+EPOCHS = 60
 ELASTIC = ClusterSettings(workers=(1, 2), collective_timeout_seconds=10)
 
 
@@ -69,7 +69,8 @@ def other_node(cluster: Cluster) -> Any:
 def test_a_node_that_is_lost_and_comes_back(
     nodes: Cluster, digits: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(course, "_COOL_DOWN_SECONDS", 5.0)
+    monkeypatch.setattr(course, "_ROOM_SECONDS", 1.0)
+    monkeypatch.setattr(course, "_COOL_DOWN_SECONDS", 3.0)
     lost = Listener(
         (in_epoch(2), lambda: nodes.remove_node(other_node(nodes), allow_graceful=False)),
         (lambda r: r["kind"] == "epoch" and r["epoch"] > 3, lambda: nodes.add_node(num_cpus=1)),

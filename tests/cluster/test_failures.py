@@ -64,6 +64,7 @@ def test_a_killed_worker_costs_no_result(
     found = weights(tmp_path)
     assert all(torch.equal(found[key], undisturbed[key]) for key in undisturbed)
     assert [(r["count"], r["attempt"]) for r in listener.records if r["kind"] == "workers"] == [(2, 1), (2, 2)]
+    print(f"training again {listener.seconds_lost(0):.1f} s after the kill")
     (text,) = listener.texts()
     assert re.fullmatch(
         r"worker [01] \(process \d+ on [\d.]+\) died; training goes on from its newest checkpoint", text

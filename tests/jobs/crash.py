@@ -26,7 +26,7 @@ storage: {storage}
 cluster: {{workers: 2, cpus_per_worker: 1}}
 train:
   {{net: A, scale: 34, input_size: 32, width: 0.05, batch: 16, learning_rate: 0.01, dropout: 0.5, flip: false,
-   pixel_std: 64, epochs: {epochs}, init: {{random: kaiming}}}}
+   pixel_std: 64, epochs: {epochs}, plateau: {{patience: 1000}}, init: {{random: kaiming}}}}
 stages:
   first: {{}}
   second: {{init: {{from: first}}}}

@@ -28,9 +28,17 @@ class Ended:
     how: How
     why: str = ""
 
+    def plain(self) -> dict[str, str]:
+        return {"how": self.how.value, "why": self.why}
+
+    @classmethod
+    def of(cls, plain: dict[str, str]) -> "Ended":
+        return cls(How(plain["how"]), plain["why"])
+
 
 PREEMPTED = "a node is being taken away"
 ASKED = "asked to stop"
+LOST_CONTROLLER = "the process that looks after the workers died"
 
 
 class Move(Enum):
@@ -88,9 +96,8 @@ class Course:
                 return warning(f"workers could not start: {record['reason']}") if self.workers else None
         return record
 
-    def lost_controller(self, now: float) -> dict[str, Any]:
-        self._lost("controller", "the process that looks after the workers died", now)
-        return warning(f"{self._text}; training goes on from its newest checkpoint")
+    def lost_controller(self, now: float) -> None:
+        self._lost("controller", LOST_CONTROLLER, now)
 
     def stopped(self, now: float) -> None:
         """The workers stopped as they were asked to; new ones are wanted."""

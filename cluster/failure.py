@@ -21,31 +21,42 @@ class Failure:
 
 def failure(workers: Mapping[int, BaseException]) -> Failure:
     """Of what each worker, by rank, met with. A worker that died explains what the others met with, not vice versa."""
-    found = [(_died(error), rank, error) for rank, error in sorted(workers.items())]
-    dead = [(rank, where) for where, rank, _ in found if where is not None]
+    dead = [f"{rank}{_process(error)}" for rank, error in sorted(workers.items()) if _died(error)]
     if dead:
-        names = ", ".join(f"{rank}{where}" for rank, where in dead)
-        return Failure(f"worker{'s' * (len(dead) > 1)} {names} died", DIED)
-    if not found:
+        return Failure(f"worker{'s' * (len(dead) > 1)} {', '.join(dead)} died", DIED)
+    if not workers:
         return Failure("the workers failed", "failed")
-    # Of a lost connection it is the other end that has something to tell.
-    _, rank, error = min(found, key=lambda f: ("onnection" in str(f[2]), f[1]))
-    line = _line(error)
+    rank, error = min(workers.items(), key=lambda worker: (_left_alone(worker[1]), worker[0]))
+    if _left_alone(error):  # it is the other end that would have something to tell
+        return Failure(f"worker {rank} lost its connection to another one", "connection")
+    line = "it does not answer" if _silent(error) else f"{type(error).__name__}: {first_line(error)}"
     return Failure(f"worker {rank} failed: {line}", re.sub(r"0x[0-9a-f]+|\d+", "#", line))
 
 
-def _died(error: BaseException) -> str | None:
-    """Where, if the worker's process ended or does not answer."""
+def _died(error: BaseException) -> bool:
+    return isinstance(_cause(error), ray.exceptions.RayActorError)
+
+
+def _left_alone(error: BaseException) -> bool:
+    """By gloo's and NCCL's words."""
+    return bool(re.search(r"Connection (closed|reset|refused)|Timed out waiting|remote process exited", str(error)))
+
+
+def _silent(error: BaseException) -> bool:
+    return type(error).__name__ == "WorkerHealthCheckTimeoutError"  # of Ray Train's, and private
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What Ray Train's health check met with, of a worker that fails it."""
     cause = getattr(error, "health_check_failure", error)
-    if not isinstance(cause, ray.exceptions.RayActorError):
-        return "" if type(error).__name__.startswith("WorkerHealthCheck") else None
-    known = dict(re.findall(r"^\s*(pid|ip): (\S+)", str(cause), re.MULTILINE))
+    return cause if isinstance(cause, BaseException) else error
+
+
+def _process(error: BaseException) -> str:
+    """Which process died, and what of, as far as Ray says."""
+    text = str(_cause(error))
+    known = dict(re.findall(r"^\s*(pid|ip): (\S+)", text, re.MULTILINE))
     parts = [f"process {known['pid']} on {known['ip']}"] if len(known) == 2 else []
-    if "due to the node running low on memory" in str(cause):
+    if "due to the node running low on memory" in text:
         parts.append("its node ran out of memory")
     return f" ({'; '.join(parts)})" if parts else ""
-
-
-def _line(error: BaseException) -> str:
-    """`ValueError: text`, without the module's name."""
-    return f"{type(error).__name__}: {first_line(error)}"

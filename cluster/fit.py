@@ -13,7 +13,7 @@ from ray.train.torch import TorchTrainer
 from cluster import place
 from cluster.attempt import Stage
 from cluster.controller import Reporter, end, reason
-from cluster.course import Ended, How
+from cluster.course import LOST_CONTROLLER, Ended, How
 from cluster.mailbox import Mailbox
 from cluster.network import Torch
 from cluster.place import Shape
@@ -67,7 +67,7 @@ class Fit:
         assert self._error is not None
         if self.lost:
             end(None, self._trainer)
-            return Ended(How.STOPPED, "the process that looks after the workers died")
+            return Ended(How.STOPPED, LOST_CONTROLLER)
         budget = self._settings.max_failures
         text = reason(self._error).text
         spent = isinstance(self._error, ray.train.WorkerGroupError) and budget
@@ -84,7 +84,7 @@ class Fit:
 
     def _fit(self) -> None:
         try:
-            self._result = self._trainer.fit().return_value
+            self._result = Ended.of(self._trainer.fit().return_value)
         except BaseException as error:  # into the thread that waits
             self._error = error
 

@@ -62,6 +62,7 @@ def connect(address: str | None = None) -> str:
             ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise ClusterError(f"the Ray cluster cannot be reached: {first_line(error)}") from error
+    ray._private.worker._worker_logs_enabled = False  # Ray's account of every process that died; we have a line for it
     for name in ("ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return place.describe(place.nodes())
@@ -74,8 +75,8 @@ def disconnect() -> None:
 def train_stage(stage: Stage, on: Shape, settings: ClusterSettings, listen: Listen) -> None:
     """Trains one stage to its end, through whatever happens to its workers; `listen` gets their records.
 
-    Raises TrainingError if it cannot go on, ClusterError if there is no room or no shared storage for it, and
-    KeyboardInterrupt, after a checkpoint, if it is asked to stop.
+    Raises TrainingError if it cannot go on, ClusterError if its storage is not shared by all nodes, and, after a
+    checkpoint, KeyboardInterrupt if it is asked to stop.
     """
     course, shared = Course(on, settings, time.monotonic()), Shared()
     manifests = [(Location.of(data) / MANIFEST).absolute for data in (stage.training_data, stage.validation_data)]
@@ -113,7 +114,7 @@ def _accompany(fit: Fit, course: Course, box: Mailbox, signalled: Signalled, lis
             box.ask_to_stop()
     records.deliver(course.hear)
     if fit.lost:
-        listen(course.lost_controller(time.monotonic()))
+        course.lost_controller(time.monotonic())
     ended = fit.result()
     return Ended(ended.how, reason) if reason and ended.how is How.STOPPED else ended
 

@@ -32,11 +32,12 @@ _ANSWER_SECONDS = 5.0
 _OWN = {"unreadable", "reading", "rows", "warning"}  # records that every worker has its own of; others are the same
 
 
-def train_worker(config: dict[str, Any]) -> Ended:
+def train_worker(config: dict[str, Any]) -> dict[str, str]:
     """Ray Train's entry: `config` has the `stage`, the `mailbox`, the `threads` of a worker, those that its
     arithmetic may use (`compute_threads`), and `stall_seconds`.
 
-    An error for the user goes into the mailbox: the other workers may wait for this one, and the driver ends them.
+    Returns an `Ended` as plain values. An error for the user goes into the mailbox, too: the other workers may wait
+    for this one, and the driver ends them.
     """
     gc.freeze()  # what was imported is not looked through again and again: 3 % of the input's CPU time
     stage: Stage = config["stage"]
@@ -56,10 +57,10 @@ def train_worker(config: dict[str, Any]) -> Ended:
             outcome = train(stage, world, log, c)
         except VerydeepError as error:
             post.now({"kind": "failed", "error": str(error)})
-            return Ended(How.FAILED, str(error))
+            return Ended(How.FAILED, str(error)).plain()
         finally:
             post.flush()
-    return Ended(How.FINISHED) if outcome is Outcome.FINISHED else Ended(How.STOPPED, c.why)
+    return (Ended(How.FINISHED) if outcome is Outcome.FINISHED else Ended(How.STOPPED, c.why)).plain()
 
 
 def evaluate_worker(test: Evaluation, rank: int, size: int, threads: int, mailbox: Any) -> Totals:

@@ -14,18 +14,16 @@ import pytest
 import ray
 import torch
 
-from cluster import checkpoint, launch
+from cluster import launch
 from cluster.checkpoint import Progress
 from cluster.interrupt import Terminated
 from cluster.place import Shape
 from cluster.settings import ClusterSettings
-from cluster.train import Stage
 from pipelines.errors import TrainingError
 from pipelines.schema import MANIFEST
 from pipelines.shards import DataSet
 from tests.cluster.chaos import send, train_workers
-from tests.cluster.listener import Listener, in_epoch
-from tests.cluster.test_train import settings
+from tests.cluster.runs import Listener, in_epoch, saved, stage
 
 ON = Shape(2, 1, 0, 2)
 CLUSTER = ClusterSettings(workers=(2, 2))
@@ -39,7 +37,7 @@ def cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**quick, "PYTHONPATH": str(Path(__file__).parent.parent.parent)}.items():
             patch.setenv(name, value)
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()
 
@@ -48,29 +46,25 @@ def cluster() -> Iterator[None]:
 def undisturbed(digits: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """The weights that a run left alone ends with."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    launch.train_stage(stage(digits, folder), ON, CLUSTER, lambda record: None)
+    launch.train_stage(stage(digits, folder, EPOCHS), ON, CLUSTER, lambda record: None)
     return weights(folder)
 
 
-def stage(data: tuple[str, str], folder: Path) -> Stage:
-    return Stage("a", settings(epochs=EPOCHS, batch=15, dropout=0.5), *data, folder)
-
-
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    saved = checkpoint.newest(folder)
-    assert saved is not None
-    assert len(saved.progress.epochs) == EPOCHS
-    return saved.weights
+    found = saved(folder)
+    assert len(found.progress.epochs) == EPOCHS
+    return found.weights
 
 
 def test_a_killed_worker_costs_no_result(
     digits: tuple[str, str], tmp_path: Path, undisturbed: dict[str, torch.Tensor]
 ) -> None:
     listener = Listener((in_epoch(2), lambda: send(signal.SIGKILL, random.choice(train_workers(os.getpid())))))
-    launch.train_stage(stage(digits, tmp_path), ON, CLUSTER, listener)
+    launch.train_stage(stage(digits, tmp_path, EPOCHS), ON, CLUSTER, listener)
     found = weights(tmp_path)
     assert all(torch.equal(found[key], undisturbed[key]) for key in undisturbed)
     assert [(r["count"], r["attempt"]) for r in listener.records if r["kind"] == "workers"] == [(2, 1), (2, 2)]
+    print(f"training again {listener.seconds_lost(0):.1f} s after the kill")
     (text,) = listener.texts()
     assert re.fullmatch(
         r"worker [01] \(process \d+ on [\d.]+\) died; training goes on from its newest checkpoint", text
@@ -82,17 +76,14 @@ def test_a_run_that_is_asked_to_stop_writes_a_checkpoint_and_goes_on_from_it(
 ) -> None:
     listener = Listener((in_epoch(2), lambda: signal.raise_signal(signal.SIGTERM)))
     with pytest.raises(Terminated):
-        launch.train_stage(stage(digits, tmp_path), ON, CLUSTER, listener)
-    saved = checkpoint.newest(tmp_path)
-    assert saved is not None
-    assert position(saved.progress) >= max(place(record) for record in listener.records)
+        launch.train_stage(stage(digits, tmp_path, EPOCHS), ON, CLUSTER, listener)
+    stopped = position(saved(tmp_path).progress)
+    assert stopped >= max(place(record) for record in listener.records)
     assert listener.texts() == []
 
     second = Listener()
-    launch.train_stage(stage(digits, tmp_path), ON, CLUSTER, second)
-    assert min(place(record) for record in second.records if record["kind"] in ("tick", "point")) > position(
-        saved.progress
-    )
+    launch.train_stage(stage(digits, tmp_path, EPOCHS), ON, CLUSTER, second)
+    assert min(place(record) for record in second.records if record["kind"] in ("tick", "point")) > stopped
     found = weights(tmp_path)
     assert all(torch.equal(found[key], undisturbed[key]) for key in undisturbed)
 
@@ -104,12 +95,10 @@ def test_data_that_one_worker_cannot_read_ends_the_run_with_one_line(picture_set
     shards = [replace(bad, group_xxh3=(*bad.group_xxh3[:-1], "0" * 16)) if s is bad else s for s in manifest.shards]
     (tmp_path / "data" / MANIFEST).write_text(replace(manifest, shards=tuple(shards)).to_json())
     (tmp_path / "stage").mkdir()
-    data = (str(tmp_path / "data"),) * 2
+    data = (str(tmp_path / "data"), str(tmp_path / "data"))
     listener = Listener()
     with pytest.raises(TrainingError, match=rf"^stage a: .*{bad.file}.*$") as caught:
-        launch.train_stage(
-            Stage("a", settings(epochs=EPOCHS, batch=12), *data, tmp_path / "stage"), ON, CLUSTER, listener
-        )
+        launch.train_stage(stage(data, tmp_path / "stage", EPOCHS), ON, CLUSTER, listener)
     assert len(str(caught.value).splitlines()) == 1
     assert len([r for r in listener.records if r["kind"] == "workers"]) == 1, "not tried again"
 

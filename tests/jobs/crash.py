@@ -13,8 +13,8 @@ from typing import Literal
 
 import torch
 
-from cluster import checkpoint
 from tests.cluster.chaos import send, train_workers
+from tests.cluster.runs import saved
 
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE_SECONDS = 300
@@ -26,7 +26,7 @@ storage: {storage}
 cluster: {{workers: 2, cpus_per_worker: 1}}
 train:
   {{net: A, scale: 34, input_size: 32, width: 0.05, batch: 16, learning_rate: 0.01, dropout: 0.5, flip: false,
-   pixel_std: 64, epochs: {epochs}, init: {{random: kaiming}}}}
+   pixel_std: 64, epochs: {epochs}, plateau: {{patience: 1000}}, init: {{random: kaiming}}}}
 stages:
   first: {{}}
   second: {{init: {{from: first}}}}
@@ -69,13 +69,12 @@ class CrashedJob:
     def weights(self, storage: Path) -> dict[str, torch.Tensor]:
         """What the last stage came to."""
         (folder,) = (storage / "runs" / self._file.stem).glob("second-*")
-        saved = checkpoint.newest(folder)
-        assert saved is not None
-        return saved.weights
+        return saved(folder).weights
 
     def _start(self) -> subprocess.Popen[bytes]:
         environment = {
-            **{key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")},
+            **{key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"},
+            "RAY_ADDRESS": "local",  # a Ray of its own, whatever else runs here
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
         }

@@ -16,17 +16,16 @@ from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
-from cluster import checkpoint, course, launch
+from cluster import course, launch
 from cluster.place import Shape
 from cluster.settings import ClusterSettings
 from cluster.train import Stage
 from pipelines.shards import DataSet
 from tests.cluster.chaos import send, train_workers
-from tests.cluster.listener import Listener, in_epoch
-from tests.cluster.test_train import settings
+from tests.cluster.runs import Listener, in_epoch, saved, stage
 from tests.jobs.crash import CrashedJob, Kill
 
-EPOCHS = 24
+EPOCHS = 60
 ELASTIC = ClusterSettings(workers=(1, 2), collective_timeout_seconds=10)
 
 
@@ -45,21 +44,13 @@ def nodes() -> Iterator[Cluster]:
         cluster.shutdown()
 
 
-def stage(data: tuple[str, str], folder: Path, epochs: int = EPOCHS) -> Stage:
-    return Stage(
-        "a",
-        settings(epochs=epochs, batch=15, dropout=0.5, width=0.25, plateau={"patience": 1000}),
-        *data,
-        folder,
-        ledger=True,
-    )
+def wide(data: tuple[str, str], folder: Path, epochs: int = EPOCHS) -> Stage:
+    return stage(data, folder, epochs, width=0.25, plateau={"patience": 1000})
 
 
 def check_ledger(listener: Listener, data: str, folder: Path, epochs: int = EPOCHS) -> list[tuple[int, int]]:
     """Every row of each epoch counted once. Returns the steps that had to be done again."""
-    saved = checkpoint.newest(folder)
-    assert saved is not None
-    assert len(saved.progress.epochs) == epochs
+    assert len(saved(folder).progress.epochs) == epochs
     rows, again = listener.ledger()
     by_epoch: dict[int, list[int]] = defaultdict(list)
     for (epoch, _), trained in rows.items():
@@ -78,12 +69,13 @@ def other_node(cluster: Cluster) -> Any:
 def test_a_node_that_is_lost_and_comes_back(
     nodes: Cluster, digits: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(course, "_COOL_DOWN_SECONDS", 5.0)
+    monkeypatch.setattr(course, "_ROOM_SECONDS", 1.0)
+    monkeypatch.setattr(course, "_COOL_DOWN_SECONDS", 3.0)
     lost = Listener(
         (in_epoch(2), lambda: nodes.remove_node(other_node(nodes), allow_graceful=False)),
         (lambda r: r["kind"] == "epoch" and r["epoch"] > 3, lambda: nodes.add_node(num_cpus=1)),
     )
-    launch.train_stage(stage(digits, tmp_path), Shape(2, 1, 0, 1), ELASTIC, lost)
+    launch.train_stage(wide(digits, tmp_path), Shape(2, 1, 0, 1), ELASTIC, lost)
     print(*lost.texts(), sep="\n")
     print(f"training again {lost.seconds_lost(0):.1f} s after the node was lost; groups of {lost.counts()}")
     assert lost.counts() == [2, 1, 2]
@@ -100,7 +92,7 @@ def test_a_node_that_is_drained_costs_no_step(nodes: Cluster, digits: tuple[str,
         assert accepted, why
 
     drained = Listener((in_epoch(2), drain))
-    launch.train_stage(stage(digits, tmp_path, 8), Shape(2, 1, 0, 1), ELASTIC, drained)
+    launch.train_stage(wide(digits, tmp_path, 8), Shape(2, 1, 0, 1), ELASTIC, drained)
     print(*drained.texts(), sep="\n")
     print(f"training again {drained.seconds_lost(0):.1f} s after the notice")
     assert drained.counts() == [2, 1], "the node that goes gets no worker"
@@ -119,7 +111,7 @@ def test_a_worker_that_hangs_is_replaced(workers: int, nodes: Cluster, digits: t
 
     listener = Listener((in_epoch(2), stop))
     fixed = ClusterSettings(workers=(workers, workers), collective_timeout_seconds=10, stall_minutes=0.25)
-    launch.train_stage(stage(digits, tmp_path, 6), Shape(workers, 1, 0, workers), fixed, listener)
+    launch.train_stage(wide(digits, tmp_path, 6), Shape(workers, 1, 0, workers), fixed, listener)
     print(*listener.texts(), sep="\n")
     print(f"training again {listener.seconds_lost(0):.1f} s after the hang")
     assert listener.counts() == [workers, workers]

@@ -1,10 +1,27 @@
-"""A listener for `launch.train_stage` that does something in the middle of the run, and keeps what it hears."""
+"""Small runs of a stage on Ray, and a listener that does something in the middle of one and keeps what it hears."""
 
 from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from cluster import checkpoint
+from cluster.checkpoint import Checkpoint
+from cluster.train import Stage
+from tests.cluster.test_train import settings
+
 Rows = dict[tuple[int, int], list[int]]  # by epoch and step
+
+
+def stage(data: tuple[str, str], folder: Path, epochs: int, **changes: object) -> Stage:
+    return Stage("a", settings(epochs=epochs, batch=15, dropout=0.5, **changes), *data, folder, ledger=True)
+
+
+def saved(folder: Path) -> Checkpoint:
+    """The newest checkpoint."""
+    found = checkpoint.newest(folder)
+    assert found is not None
+    return found
 
 
 class Listener:

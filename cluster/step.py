@@ -27,6 +27,8 @@ from pipelines.errors import SettingsError, TrainingError
 from pipelines.order import Order
 from pipelines.stream import Batch
 
+_COMPILED_TOLERANCE = 0.1  # of a gradient's norm, beyond the rounding of bf16
+
 
 def loss(scores: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """(n,) cross entropies of `scores` (n, classes) with `labels` (n,), of which a share `smoothing` is spread evenly
@@ -39,10 +41,12 @@ class Step:
 
     Lays out the net's weights, so that an optimiser is to be made after it, and leaves its batch norms to itself. Every
     worker has to make one. Raises SettingsError if the stage cannot be trained on so many workers, TrainingError if
-    their weights differ or a piece of the batch does not fit the memory.
+    their weights differ, a piece of the batch does not fit the
+    memory, or the compiled net computes something else.
 
     micro_batch     images of a piece, at most
-    first_seconds   what the first step's passes took, with `compile` the compilation; None before it
+    first_seconds   what the first step's passes took; None before it
+    compile_seconds what compiling took before, if the settings ask for it
     """
 
     def __init__(self, net: VGG, world: World, settings: StageSettings, order: Order) -> None:
@@ -60,8 +64,10 @@ class Step:
         self._statistics = Statistics(net, world)
         self.micro_batch = self._fitting()
         self.first_seconds: float | None = None
+        started = time.monotonic()
         if settings.compile:
-            net.compile(mode="reduce-overhead" if self._on_cuda else "default")
+            self._compile()
+        self.compile_seconds = time.monotonic() - started
         self._model = net if self._exact else exchange.parallel(net, world)
 
     def gradients(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
@@ -172,6 +178,31 @@ class Step:
         if fitting == 0 or (s.sharded and fitting < largest):
             raise TrainingError(_too_large(s, largest))
         return fitting
+
+    def _compile(self) -> None:
+        """Raises TrainingError if the compiled net has other gradients than the net itself."""
+        self._statistics.begin()
+        expected = self._example_gradients()
+        self._net.compile(mode="reduce-overhead" if self._on_cuda else "default")
+        for name, gradient in self._example_gradients().items():
+            distance = torch.linalg.vector_norm(gradient - expected[name])
+            if not distance <= _COMPILED_TOLERANCE * torch.linalg.vector_norm(expected[name]):
+                raise TrainingError(
+                    f"torch.compile of PyTorch {torch.__version__} gets the gradient of {name} wrong on "
+                    f"{self._world.device.type}: leave compile off"
+                )
+        self._statistics.restore()
+
+    def _example_gradients(self) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        side = self._net.input_size
+        images = torch.randn(self.micro_batch, 3, side, side, generator=generator).to(self._world.device)
+        keys = torch.arange(self.micro_batch, device=self._world.device)
+        self._clear()
+        self._trial(images, keys).mean().backward()  # type: ignore[no-untyped-call]
+        found = {name: p.grad.clone() for name, p in self._net.named_parameters() if p.grad is not None}
+        self._clear()
+        return found
 
     def _found(self, largest: int) -> int:
         if not self._on_cuda:

@@ -159,7 +159,8 @@ def test_images_that_cannot_be_decoded_are_counted_and_named_and_do_no_harm(
     assert len(named) == 2 * (3 + 1)
     assert len(set(named)) == 4
     tested = evaluate.evaluate_share(
-        Evaluation(checkpoint.path_of(tmp_path / "stage", progress.best), damaged[1], (32, 40), mirror=False), World.single()
+        Evaluation(checkpoint.path_of(tmp_path / "stage", progress.best), damaged[1], (32, 40), mirror=False),
+        World.single(),
     )
     assert (tested.images, tested.unreadable) == (97, 1)
 

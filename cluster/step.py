@@ -39,10 +39,10 @@ def loss(scores: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
 class Step:
     """Gradients of a net, and its scores, in the precision and layout that settings and device ask for.
 
-    Lays out the net's weights, so that an optimiser is to be made after it, and leaves its batch norms to itself. Every
-    worker has to make one. Raises SettingsError if the stage cannot be trained on so many workers, TrainingError if
-    their weights differ, a piece of the batch does not fit the
-    memory, or the compiled net computes something else.
+    Lays the net's weights out channels last, so that an optimiser is to be made after it, and takes over
+    its batch norms. Every worker has to make one. Raises SettingsError if the stage cannot be trained on so many
+    workers, TrainingError if their weights differ, a piece of the batch does not fit the memory, or the compiled net
+    computes something else.
 
     micro_batch     images of a piece, at most
     first_seconds   what the first step's passes took; None before it
@@ -57,10 +57,9 @@ class Step:
         self._exact = settings.reproducible == "exact"
         self._on_cuda = world.device.type == "cuda"
         self._bf16 = uses_bf16(settings, world.device)
-        self._layout = torch.channels_last if self._on_cuda else torch.contiguous_format
         self._graphs = settings.compile and self._on_cuda  # CUDA graphs use the memory of their outputs again
         _choose_kernels(self._exact, self._bf16)
-        net.to(memory_format=self._layout)  # type: ignore[call-overload]
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._statistics = Statistics(net, world)
         self.micro_batch = self._fitting()
         self.first_seconds: float | None = None
@@ -95,7 +94,7 @@ class Step:
         """Scores (n, classes) float32, without dropout or gradients."""
         self._net.eval()
         with torch.inference_mode(), self._autocast():
-            return self._net(images.contiguous(memory_format=self._layout)).float().clone()  # type: ignore[no-any-return]
+            return self._net(images.contiguous(memory_format=torch.channels_last)).float().clone()  # type: ignore[no-any-return]
 
     def _pieces(self, batch: Batch, step: int) -> list[slice]:
         """Runs of the share's images, in order; at least one, which may be empty, as virtual shards may."""
@@ -147,7 +146,7 @@ class Step:
         """Forward and backward; `averaged`: the workers over which the gradients will be averaged."""
         if self._graphs:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        images = batch.images[piece].contiguous(memory_format=self._layout)
+        images = batch.images[piece].contiguous(memory_format=torch.channels_last)
         with self._autocast():
             scores = self._model(images, None if keys is None else keys[piece]).float()
         losses = loss(scores, batch.labels[piece])
@@ -214,7 +213,7 @@ class Step:
 
     def _trial(self, images: Tensor, keys: Tensor) -> Tensor:
         with self._autocast():
-            scores = self._net(images.contiguous(memory_format=self._layout), keys).float()
+            scores = self._net(images.contiguous(memory_format=torch.channels_last), keys).float()
         return loss(scores, torch.zeros_like(keys))
 
 

@@ -117,5 +117,5 @@ def test_it_takes_no_longer_than_torchs_own() -> None:
         dropout.drop(x, keys, 1, 0.5) if own else F.dropout(x, 0.5)
         return time.perf_counter() - started
 
-    ratios = [seconds(True) / seconds(False) for _ in range(30)]
+    ratios = [seconds(True) / seconds(False) for _ in range(10)]
     assert min(ratios) < 2

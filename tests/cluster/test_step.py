@@ -228,7 +228,7 @@ def test_workers_with_other_weights_and_worlds_that_do_not_fit_are_refused(
     for found in worlds[2]:
         assert found["differ"].startswith("the workers begin with different weights (fc2.weight and others)")
     for found in worlds[3]:
-        expected = "reproducible: exact takes a power of two of workers, at most virtual_shards (8); 3 cannot share"
+        expected = "exact training takes a power of two of workers, at most virtual_shards (8); 3 cannot share"
         assert found["refusal"].startswith(expected)
     assert settings(batch_norm=True, virtual_shards=4).refusal(8) is not None
     assert settings(reproducible="exact").refusal(8) is None

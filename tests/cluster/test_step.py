@@ -98,8 +98,8 @@ def refused(world: World, s: StageSettings, spoil: bool = False) -> str:
 
 def results(world: World) -> dict[str, Any]:
     """All that a number of workers is asked."""
-    # Where rounding tips a ReLU or a maximum, a gradient differs by more than rounding; at a rate of 3e-4 losses were
-    # seen to be 1e-3 apart after 30 steps.
+    # At a rate of 3e-4 losses were seen to jump 1e-3 and more apart after 20 steps: presumably, rounding tips a ReLU or
+    # a maximum, and gradients then differ by more than rounding.
     found: dict[str, Any] = {"fast": run(world, 50, settings(), 1e-5)}
     found["pieces"] = run(world, 3, settings(micro_batch=3), first=5)
     if world.size == 3:

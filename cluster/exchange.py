@@ -25,7 +25,6 @@ def parallel(net: nn.Module, world: World) -> nn.Module:
     return DistributedDataParallel(
         net,
         device_ids=[world.device] if world.device.type == "cuda" else None,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
         init_sync=False,
     )

@@ -241,7 +241,7 @@ class StageSettings(Settings):
         """Why so many workers cannot train this, or None if they can."""
         if not self.sharded or (_power_of_two(workers) and workers <= self.virtual_shards):
             return None
-        cause = "reproducible: exact" if self.reproducible == "exact" else "batch_norm"
+        cause = "exact training" if self.reproducible == "exact" else "batch norm"
         return (
             f"{cause} takes a power of two of workers, at most virtual_shards ({self.virtual_shards}); "
             f"{workers} cannot share them evenly"

@@ -28,6 +28,8 @@ from pipelines.errors import SettingsError, TrainingError
 from pipelines.order import Order
 from pipelines.stream import Batch
 
+_COMPILED_TOLERANCE = 0.1  # of a gradient's norm, beyond the rounding of bf16
+
 
 def loss(scores: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """(n,) cross entropies of `scores` (n, classes) with `labels` (n,), of which a share `smoothing` is spread evenly
@@ -38,12 +40,14 @@ def loss(scores: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
 class Step:
     """Gradients of a net, and its scores, in the precision and layout that settings and device ask for.
 
-    Lays out the net's weights, so that an optimiser is to be made after it, and leaves its batch norms to itself. Every
-    worker has to make one. Raises SettingsError if the stage cannot be trained on so many workers, TrainingError if
-    their weights differ or a piece of the batch does not fit the memory.
+    Lays the net's weights out channels last, so that an optimiser is to be made after it, and takes over
+    its batch norms. Every worker has to make one. Raises SettingsError if the stage cannot be trained on so many
+    workers, TrainingError if their weights differ, a piece of the batch does not fit the memory, or the compiled net
+    computes something else.
 
     micro_batch     images of a piece, at most
-    first_seconds   what the first step's passes took, with `compile` the compilation; None before it
+    first_seconds   what the first step's passes took; None before it
+    compile_seconds what compiling took before, if the settings ask for it
     """
 
     def __init__(
@@ -57,15 +61,16 @@ class Step:
         self._exact = settings.reproducible == "exact"
         self._on_cuda = world.device.type == "cuda"
         self._bf16 = uses_bf16(settings, world.device)
-        self._layout = torch.channels_last if self._on_cuda else torch.contiguous_format
         self._graphs = settings.compile and self._on_cuda  # CUDA graphs use the memory of their outputs again
         _choose_kernels(self._exact, self._bf16)
-        net.to(memory_format=self._layout)  # type: ignore[call-overload]
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._statistics = Statistics(net, world)
         self.micro_batch = self._fitting()
         self.first_seconds: float | None = None
+        started = time.monotonic()
         if settings.compile:
-            net.compile(mode="reduce-overhead" if self._on_cuda else "default")
+            self._compile()
+        self.compile_seconds = time.monotonic() - started
         self._model = net if self._exact else exchange.parallel(net, world)
 
     def gradients(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
@@ -93,7 +98,7 @@ class Step:
         """Scores (n, classes) float32, without dropout or gradients."""
         self._net.eval()
         with torch.inference_mode(), self._autocast():
-            return self._net(images.contiguous(memory_format=self._layout)).float().clone()  # type: ignore[no-any-return]
+            return self._net(images.contiguous(memory_format=torch.channels_last)).float().clone()  # type: ignore[no-any-return]
 
     def _pieces(self, batch: Batch, step: int) -> list[slice]:
         """Runs of the share's images, in order; at least one, which may be empty, as virtual shards may."""
@@ -146,7 +151,7 @@ class Step:
         """Forward and backward; `averaged`: the workers over which the gradients will be averaged."""
         if self._graphs:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        images = batch.images[piece].contiguous(memory_format=self._layout)
+        images = batch.images[piece].contiguous(memory_format=torch.channels_last)
         with self._watch("forward"), self._autocast():
             scores = self._model(images, None if keys is None else keys[piece]).float()
             losses = loss(scores, batch.labels[piece], self._settings.label_smoothing)
@@ -179,6 +184,31 @@ class Step:
             raise TrainingError(_too_large(s, largest))
         return fitting
 
+    def _compile(self) -> None:
+        """Raises TrainingError if the compiled net has other gradients than the net itself."""
+        self._statistics.begin()
+        expected = self._example_gradients()
+        self._net.compile(mode="reduce-overhead" if self._on_cuda else "default")
+        for name, gradient in self._example_gradients().items():
+            distance = torch.linalg.vector_norm(gradient - expected[name])
+            if not distance <= _COMPILED_TOLERANCE * torch.linalg.vector_norm(expected[name]):
+                raise TrainingError(
+                    f"torch.compile of PyTorch {torch.__version__} gets the gradient of {name} wrong on "
+                    f"{self._world.device.type}: leave compile off"
+                )
+        self._statistics.restore()
+
+    def _example_gradients(self) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        side = self._net.input_size
+        images = torch.randn(self.micro_batch, 3, side, side, generator=generator).to(self._world.device)
+        keys = torch.arange(self.micro_batch, device=self._world.device)
+        self._clear()
+        self._trial(images, keys).mean().backward()  # type: ignore[no-untyped-call]
+        found = {name: p.grad.clone() for name, p in self._net.named_parameters() if p.grad is not None}
+        self._clear()
+        return found
+
     def _found(self, largest: int) -> int:
         if not self._on_cuda:
             return memory.by_estimate(self._net, largest, self._world)
@@ -189,7 +219,7 @@ class Step:
 
     def _trial(self, images: Tensor, keys: Tensor) -> Tensor:
         with self._autocast():
-            scores = self._net(images.contiguous(memory_format=self._layout), keys).float()
+            scores = self._net(images.contiguous(memory_format=torch.channels_last), keys).float()
         return loss(scores, torch.zeros_like(keys))
 
 

@@ -49,10 +49,11 @@ def test_local_response_normalisation_is_krizhevskys() -> None:
     torch.testing.assert_close(VGG("A-LRN", 10, 32, 0.1).lrn(x), expected)
 
 
+@pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize(
     ("net", "layout"), [("A", "M".join(["1", "1", "11", "11", "11"])), ("E", "11M11M1111M1111M1111")]
 )
-def test_torchvisions_state_dicts_load(net: str, layout: str) -> None:
+def test_torchvisions_state_dicts_load(net: str, layout: str, batch_norm: bool) -> None:
     """A sequential net built layer by layer as torchvision's is, with its names."""
     torch.manual_seed(3)
     layers: list[torch.nn.Module] = []
@@ -63,7 +64,8 @@ def test_torchvisions_state_dicts_load(net: str, layout: str) -> None:
             block += 1
             continue
         after = round(vgg.BLOCK_WIDTHS[block] * 0.125)
-        layers += [torch.nn.Conv2d(before, after, 3, padding=1), torch.nn.ReLU()]
+        norm = [torch.nn.BatchNorm2d(after)] if batch_norm else []
+        layers += [torch.nn.Conv2d(before, after, 3, padding=1), *norm, torch.nn.ReLU()]
         before = after
     layers.append(torch.nn.MaxPool2d(2, 2))
     features = torch.nn.Sequential(*layers)
@@ -76,12 +78,15 @@ def test_torchvisions_state_dicts_load(net: str, layout: str) -> None:
         torch.nn.Dropout(),
         torch.nn.Linear(512, 5),
     ).eval()
+    features(torch.randn(16, 3, 64, 64) * 2 + 1)  # gives batch norms statistics of their own
+    features.eval()
     state = {f"features.{k}": v for k, v in features.state_dict().items()}
     state |= {f"classifier.{k}": v for k, v in classifier.state_dict().items()}
-    model = VGG(net, 5, 64, 0.125).eval()
+    model = VGG(net, 5, 64, 0.125, batch_norm=batch_norm).eval()
     model.load_state_dict(vgg.from_torchvision(state, net))
     images = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(model(images), classifier(features(images).flatten(1)))
+    torch.testing.assert_close(model.dense()(images)[:, :, 0, 0], model(images))
 
 
 def test_a_deeper_net_takes_four_convolutions_and_the_fc_layers_of_a() -> None:
@@ -98,6 +103,18 @@ def test_within_one_configuration_everything_is_copied() -> None:
     one, other = VGG("C", 5, 32, 0.1), VGG("C", 5, 32, 0.1)
     init.copy_from(other, "C", one.state_dict())
     assert all(torch.equal(v, one.state_dict()[k]) for k, v in other.state_dict().items())
+
+
+def test_batch_norms_come_with_their_convolutions_and_are_not_left_behind() -> None:
+    a, e = (VGG(net, 5, 32, 0.1, batch_norm=True) for net in ("A", "E"))
+    a.train()(torch.randn(4, 3, 32, 32))
+    init.copy_from(e, "A", a.state_dict())
+    assert torch.equal(e.get_buffer("bn3_2.running_mean"), a.get_buffer("bn3_2.running_mean"))
+    assert float(e.get_buffer("bn3_3.running_mean").abs().sum()) == 0
+    with pytest.raises(CheckpointError, match=r"lack bn1_1\.weight"):
+        init.copy_from(e, "A", VGG("A", 5, 32, 0.1).state_dict())
+    with pytest.raises(CheckpointError, match="has batch norm, this one has none"):
+        init.copy_from(VGG("E", 5, 32, 0.1), "A", a.state_dict())
 
 
 def test_weights_that_do_not_fit_are_refused_by_name() -> None:

@@ -50,6 +50,17 @@ ERRORS = [
     ("models: [e]", "models: [e], scales: [16]", "evaluations.t.scales.0: Q = 16 is smaller than the input_size"),
     ("name: t", "nam: t", "job.yaml:1: nam: unknown key; did you mean name?"),
     ("name: t\n", "name: t\nname: u\n", "job.yaml:2: name: stands twice, first in line 1"),
+    ("width: 0.1", "width: 0.1, virtual_shards: 6", "job.yaml:4: train.virtual_shards: 6 is not a power of two"),
+    (
+        "width: 0.1",
+        "width: 0.1, batch_norm: yes, micro_batch: 4",
+        "micro_batch: with reproducible: exact or batch_norm",
+    ),
+    (
+        "epochs: 1}}\n",
+        "epochs: 1, reproducible: exact}}\ncluster: {{workers: 3}}\n",
+        "job.yaml:4: train.reproducible: exact training takes a power of two of workers",
+    ),
     ("input_size: 32", "input_size: 33", "input_size: 33 is not a multiple of 32"),
     ("[32, 48]", "[32, 48", "not YAML"),
     ("name: t", "name: 2024-13-01", "not YAML"),

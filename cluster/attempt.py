@@ -69,6 +69,8 @@ class Attempt:
             optimise.restore(self.optimiser, self.net, saved.momentum)
             if self.average and saved.average:
                 self.average.restore(saved.average)
+        if s.compile and world.rank == 0:
+            self.tell("warning", text=f"compiling the net took {self.step.compile_seconds:.0f} s")
         self.parameters: list[nn.Parameter] = [p for p in self.net.parameters() if p.requires_grad]
         self.meter, self.rate = Meter(world), s.learning_rate
         self.speed = Speed(s, len(card.classes), world)

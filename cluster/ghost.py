@@ -11,12 +11,16 @@ from cluster.world import World
 class Statistics:
     """The running statistics of a net's batch norms; for a net that has none, nothing.
 
+    Frozen ones keep theirs, and use them.
+
     During a step the layers' buffers take each shard's own statistics. `take` collects them, and `settle` writes what
     the buffers were before, moved by the layers' momentum towards the mean over the global batch.
     """
 
     def __init__(self, net: nn.Module, world: World) -> None:
-        self._layers = [layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)]
+        norms = [layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)]
+        self._layers = [layer for layer in norms if layer.weight.requires_grad]
+        self._frozen = [layer for layer in norms if not layer.weight.requires_grad]
         self._world = world
         self._shares = [layer.momentum for layer in self._layers for _ in range(2)]
         self._before: list[Tensor] = []
@@ -26,6 +30,9 @@ class Statistics:
             layer.momentum = 1.0  # what a pass leaves in the buffers is the shard's alone
 
     def begin(self) -> None:
+        """After the net was set to train."""
+        for layer in self._frozen:
+            layer.eval()
         self._before = [buffer.clone() for buffer in self._buffers()]
         self._counts = [count.clone() for count in self._tracked()]
         self._sums = Pairwise()

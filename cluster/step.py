@@ -72,6 +72,7 @@ class Step:
             self._compile()
         self.compile_seconds = time.monotonic() - started
         self._model = net if self._exact else exchange.parallel(net, world)
+        self._settle_buckets()
 
     def gradients(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
         """Leaves in every parameter's `grad` that of the mean loss over the global batch, the same on all workers.
@@ -99,6 +100,20 @@ class Step:
         self._net.eval()
         with torch.inference_mode(), self._autocast():
             return self._net(images.contiguous(memory_format=torch.channels_last)).float().clone()  # type: ignore[no-any-return]
+
+    def _settle_buckets(self) -> None:
+        """A first pass of nothing. After it DDP puts gradients into other buckets, in which those of three workers and
+        more are added in another order: a run that goes on would add up its first step as no other run does."""
+        if isinstance(self._model, DistributedDataParallel):
+            side = self._net.input_size
+            images = torch.zeros(2, 3, side, side, device=self._world.device)
+            self._net.train()
+            self._statistics.begin()
+            with self._autocast():
+                scores = self._model(images.contiguous(memory_format=torch.channels_last))
+            scores.sum().backward()
+            self._statistics.restore()
+            self._clear()
 
     def _pieces(self, batch: Batch, step: int) -> list[slice]:
         """Runs of the share's images, in order; at least one, which may be empty, as virtual shards may."""

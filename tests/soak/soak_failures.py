@@ -92,12 +92,12 @@ def test_a_node_that_is_drained_costs_no_step(nodes: Cluster, digits: tuple[str,
         assert accepted, why
 
     drained = Listener((in_epoch(2), drain))
-    launch.train_stage(wide(digits, tmp_path, 8), Shape(2, 1, 0, 1), ELASTIC, drained)
+    launch.train_stage(wide(digits, tmp_path), Shape(2, 1, 0, 1), ELASTIC, drained)
     print(*drained.texts(), sep="\n")
     print(f"training again {drained.seconds_lost(0):.1f} s after the notice")
     assert drained.counts() == [2, 1], "the node that goes gets no worker"
     assert drained.texts() == [f"{course.PREEMPTED}; training starts again from the newest checkpoint"]
-    assert check_ledger(drained, digits[0], tmp_path, 8) == []
+    assert check_ledger(drained, digits[0], tmp_path) == []
 
 
 @pytest.mark.parametrize("workers", [1, 2])

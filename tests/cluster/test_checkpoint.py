@@ -24,7 +24,21 @@ CARD = Card("A", ("ant", "bee", "çà et là"), 32, 0.05, (1.5, 2.25, 0.1), 64.0
 
 
 def epoch(accuracy: float, loss: float = 0.1 + 0.2) -> Epoch:
-    return Epoch(loss, accuracy, loss, accuracy, 1.0, 1e-3, 1234.5, 6.7)
+    return Epoch(
+        loss=loss,
+        accuracy=accuracy,
+        accuracy5=1.0,
+        gradient_norm=0.3,
+        validation_loss=loss,
+        validation_accuracy=accuracy,
+        validation_accuracy5=1.0,
+        learning_rate=1e-3,
+        images_per_second=1234.5,
+        waiting=0.01,
+        flops_per_second=1e12,
+        peak_memory_bytes=1 << 30,
+        seconds=6.7,
+    )
 
 
 def made(accuracies: tuple[float, ...] = (), step: int = 0, seed: int = 0, **changes: Any) -> Checkpoint:

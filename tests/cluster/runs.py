@@ -6,20 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from cluster import checkpoint
+from cluster.attempt import Stage
 from cluster.checkpoint import Checkpoint
-from cluster.train import Stage
+from pipelines.location import Location
 from tests.cluster.test_train import settings
 
 Rows = dict[tuple[int, int], list[int]]  # by epoch and step
 
 
 def stage(data: tuple[str, str], folder: Path, epochs: int, **changes: object) -> Stage:
-    return Stage("a", settings(epochs=epochs, batch=15, dropout=0.5, **changes), *data, folder, ledger=True)
+    return Stage("a", settings(epochs=epochs, batch=15, dropout=0.5, **changes), *data, str(folder), ledger=True)
 
 
 def saved(folder: Path) -> Checkpoint:
     """The newest checkpoint."""
-    found = checkpoint.newest(folder)
+    found = checkpoint.newest(Location.of(folder))
     assert found is not None
     return found
 

@@ -24,6 +24,7 @@ name: {name}
 data: digits
 storage: {storage}
 cluster: {{workers: 2, cpus_per_worker: 1}}
+checkpoints: {{every_minutes: 0.01}}
 train:
   {{net: A, scale: 34, input_size: 32, width: 0.05, batch: 16, learning_rate: 0.01, dropout: 0.5, flip: false,
    pixel_std: 64, epochs: {epochs}, plateau: {{patience: 1000}}, init: {{random: kaiming}}}}

@@ -37,7 +37,7 @@ def cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**quick, "PYTHONPATH": str(Path(__file__).parent.parent.parent)}.items():
             patch.setenv(name, value)
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=2, include_dashboard=True, log_to_driver=False)
         yield
         ray.shutdown()
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
 import ray  # noqa: E402
+import ray._private.utils  # noqa: E402
 import ray.exceptions  # noqa: E402
 import ray.train  # noqa: E402
 
@@ -47,6 +49,7 @@ Signalled = Callable[[], int | None]  # the number of the signal that has come, 
 
 _POLL_SECONDS = 0.25
 _ROOM_POLL_SECONDS = 2.0
+_ANSWER_SECONDS = 5.0
 _QUIET_SECONDS = 60  # after which a person is told that workers say nothing; then after twice as long, and so on
 _START_SECONDS, _ELASTIC_START_SECONDS = 300, 5  # for workers to find their places; then elastic ones are less
 
@@ -59,13 +62,28 @@ def connect(address: str | None = None) -> str:
     """
     if not ray.is_initialized():
         try:
-            ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
+            ray.init(_alive(address), log_to_driver=False, logging_level=logging.WARNING)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise ClusterError(f"the Ray cluster cannot be reached: {first_line(error)}") from error
     ray._private.worker._worker_logs_enabled = False  # Ray's account of every process that died; we have a line for it
     for name in ("ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return place.describe(place.nodes())
+
+
+def _alive(address: str | None) -> str | None:
+    """`address`, or "local" where Ray would look for a cluster that is no more: one that is killed leaves its address
+    behind, and Ray waits for it for minutes."""
+    if address is not None or os.environ.get("RAY_ADDRESS"):
+        return address
+    host, _, port = (ray._private.utils.read_ray_address() or "").rpartition(":")
+    if not host:
+        return None
+    try:
+        socket.create_connection((host, int(port)), _ANSWER_SECONDS).close()
+    except (OSError, ValueError):
+        return "local"
+    return None
 
 
 def disconnect() -> None:

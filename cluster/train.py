@@ -53,8 +53,8 @@ def train(stage: Stage, world: World, log: Log, control: Control | None = None) 
                 _epoch(attempt, stream)
                 began = time.monotonic()
                 checked = _validate(attempt, checks, validation.rows)
-                _conclude(attempt, checked, time.monotonic() - began)
                 attempt.tell("reading", rank=world.rank, read_per_used=batches.read_per_used)
+                _conclude(attempt, checked, time.monotonic() - began)
         except Stopped:
             return Outcome.STOPPED
     return Outcome.FINISHED

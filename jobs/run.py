@@ -25,14 +25,24 @@ from jobs.watch import Watch
 from pipelines.errors import SettingsError, TrainingError
 from pipelines.location import Location
 
-_POINTS = ("loss", "accuracy", "learning_rate", "images_per_second")
+# By their names in records: what a stretch of steps and an epoch both have, and an epoch alone; as they are in MLflow.
+_POINT_METRICS = {
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "accuracy5": "accuracy5",
+    "gradient_norm": "gradient_norm",
+    "learning_rate": "learning_rate",
+    "images_per_second": "images_per_second",
+    "waiting": "waiting_share",
+    "flops_per_second": "model_flops_per_second",
+    "peak_share": "share_of_peak_flops",
+    "peak_memory_bytes": "peak_memory_bytes",
+}
 _EPOCH_METRICS = {
-    "loss": "epoch_loss",
-    "accuracy": "epoch_accuracy",
+    **{key: f"epoch_{name}" for key, name in _POINT_METRICS.items() if key != "learning_rate"},
     "validation_loss": "validation_loss",
     "validation_accuracy": "validation_accuracy",
     "validation_accuracy5": "validation_accuracy5",
-    "images_per_second": "epoch_images_per_second",
     "seconds": "epoch_seconds",
     "unreadable": "unreadable_images",
 }
@@ -193,10 +203,9 @@ class _Chain:
         self._watch.listen(record)
         if record["kind"] == "point":
             step = (record["epoch"] - 1) * record["steps"] + record["step"]
-            self._tracker.metrics(run, {key: record[key] for key in _POINTS}, step, record["time"])
+            self._tracker.metrics(run, _named(record, _POINT_METRICS), step, record["time"])
         elif record["kind"] == "epoch":
-            values = {metric: record[key] for key, metric in _EPOCH_METRICS.items()}
-            self._tracker.metrics(run, values, record["epoch"], record["time"])
+            self._tracker.metrics(run, _named(record, _EPOCH_METRICS), record["epoch"], record["time"])
         elif record["kind"] == "reading":
             name = f"rows_read_per_row_used.worker_{record['rank']}"
             self._tracker.metrics(run, {name: record["read_per_used"]}, record["epoch"], record["time"])
@@ -250,6 +259,11 @@ class _Chain:
         right = f"{totals.top1} of {totals.images} right{unreadable}"
         self._watch.say(f"{what}: Q {' '.join(map(str, test.scales))}, {right}")
         return totals
+
+
+def _named(record: dict[str, Any], names: dict[str, str]) -> dict[str, float]:
+    """What a record has of these, under their names in MLflow."""
+    return {metric: record[key] for key, metric in names.items() if record.get(key) is not None}
 
 
 def scale_text(scale: tuple[int, int]) -> str:

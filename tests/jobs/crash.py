@@ -2,9 +2,11 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -53,6 +55,7 @@ class CrashedJob:
         self._file = storage / f"{name}.yaml"
         self._file.write_text(JOB.format(name=name, storage=storage, epochs=epochs))
         self._log = storage / f"{name}.log"
+        self._ray = tempfile.mkdtemp(prefix="vd")  # short, since Ray's sockets lie below it
         self._process = self._start()
 
     def run(self, kills: Iterable[Kill] = ()) -> str:
@@ -63,6 +66,7 @@ class CrashedJob:
             self._process.wait(PATIENCE_SECONDS)
         finally:
             self._process.kill()
+            shutil.rmtree(self._ray, ignore_errors=True)
         text = self._log.read_text()
         assert self._process.returncode == 0, text[-3000:]
         return text
@@ -74,8 +78,8 @@ class CrashedJob:
 
     def _start(self) -> subprocess.Popen[bytes]:
         environment = {
-            **{key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"},
-            "RAY_ADDRESS": "local",  # a Ray of its own, whatever else runs here
+            **{key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")},
+            "RAY_TMPDIR": self._ray,  # a Ray of its own, whatever else runs here
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
         }

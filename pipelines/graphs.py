@@ -6,7 +6,6 @@ operators; on the CPU a crop's resampling is `resample`'s.
 """
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -14,8 +13,8 @@ import torch
 import torch.utils.dlpack
 from numpy.typing import NDArray
 from nvidia.dali import fn, math, pipeline_def, types
+from nvidia.dali.ops import python_op_factory  # type: ignore[attr-defined]
 from nvidia.dali.pipeline import Pipeline
-from nvidia.dali.plugin.numba import NumbaFunction
 from torch import Tensor
 
 from pipelines import resample
@@ -209,31 +208,26 @@ def _crops(source: Callable[[], Feed], crop: int, pixel_std: float, mixed: bool)
     )
     images = _decoded(encoded, starts, extents, mixed)
     if not mixed:
-        return _resampler(crop, 1.0 / pixel_std)(images, start, end, flip, subtract)
+        return _resampled(images, start, end, flip, subtract, crop, 1.0 / pixel_std)
     images = _rescaled(images, [crop, crop], start, end)
     return _tensor(images, subtract, pixel_std, mirror=flip)
 
 
-@lru_cache
-def _resampler(side: int, factor: float) -> NumbaFunction:
-    """The operator around `resample.crop`; compiling it takes seconds, so that all graphs of a process share it."""
-
-    def run(out, image, start, end, flip, subtract):  # type: ignore[no-untyped-def]
-        resample.crop(out, image, start, end, flip, subtract, factor)
-
-    def setup(outs, ins):  # type: ignore[no-untyped-def]
-        for shape in outs[0]:
-            shape[0], shape[1], shape[2] = 3, side, side
-
+def _resampled(images: Any, start: Any, end: Any, flip: Any, subtract: Any, side: int, factor: float) -> Any:
+    """By `resample.crop`, in the operator beneath DALI's NumbaFunction, which would compile its own calls anew in each
+    process. `python_op_factory` and NumbaFuncImpl are not documented; DALI is pinned.
+    """
+    run, setup = resample.callbacks()
     floats = types.FLOAT
-    return NumbaFunction(
-        run_fn=run,
-        setup_fn=setup,
+    call = python_op_factory("Resample", "NumbaFuncImpl")(
+        run_fn=run.address,
+        setup_fn=setup.address,
         out_types=[floats],
-        in_types=[types.UINT8, floats, floats, types.INT32, floats],
+        in_types=[types.UINT8, floats, floats, types.INT32, floats, floats],
         outs_ndim=[3],
-        ins_ndim=[3, 1, 1, 1, 1],
+        ins_ndim=[3, 1, 1, 1, 1, 1],
     )
+    return call(images, start, end, flip, subtract, types.Constant(np.full(side, factor, np.float32)))
 
 
 @pipeline_def

@@ -7,12 +7,59 @@ the border are those at the border.
 """
 
 import math
+import pickle
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
 
 import numba
 import numpy as np
+from numba import carray  # type: ignore[attr-defined]
+
+# The C functions that DALI's operator calls (DALI 2.4, numba_func.cc): `_setup` once a batch, `_run` for each image, in
+# DALI's threads. Both have what concerns the outputs first, then the same of the inputs.
+_SHAPES = "CPointer(CPointer(int64)), CPointer(int32), int32"  # shapes, their lengths, how many
+_TENSORS = f"CPointer(voidptr), {_SHAPES}"
+_SETUP = f"void({_SHAPES}, {_SHAPES}, int32)"  # a shape for each tensor and image; the number of images
+_RUN = f"void({_TENSORS}, {_TENSORS})"
+
+_NO_CACHE = (RuntimeError, OSError, EOFError, pickle.UnpicklingError)  # no folder, or not to be written; spoilt files
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@lru_cache
+def callbacks() -> tuple[Any, Any]:
+    """`_run` and `_setup`, compiled, for a DALI operator, which takes their `address`.
+
+    Its inputs: image, start, end, flip, subtract as `crop` has them, and factors (side,) float32, all of them `crop`'s
+    factor; its output: (3, side, side). As they close over nothing, one compilation is for all graphs and processes.
+    Numba keeps it on disk, by processor and this file's content, so that nothing in it may come from another file.
+    """
+    return _compiled(_run, _RUN), _compiled(_setup, _SETUP)
+
+
+def _compiled(function: Callable[..., None], signature: str) -> Any:
+    try:
+        return numba.cfunc(signature, cache=True)(function)
+    except _NO_CACHE:
+        return numba.cfunc(signature)(function)
+
+
+def _setup(out_shapes, out_ndims, outs, in_shapes, in_ndims, ins, samples):  # type: ignore[no-untyped-def]
+    for i in range(samples):
+        shape, side = out_shapes[i], in_shapes[5 * samples + i][0]
+        shape[0], shape[1], shape[2] = 3, side, side
+
+
+def _run(outs, out_shapes, out_ndims, n_outs, ins, in_shapes, in_ndims, n_ins):  # type: ignore[no-untyped-def]
+    shape, side = in_shapes[0], in_shapes[5][0]
+    out = carray(outs[0], (3, side, side), np.float32)
+    image = carray(ins[0], (shape[0], shape[1], 3), np.uint8)
+    start, end = carray(ins[1], 2, np.float32), carray(ins[2], 2, np.float32)
+    flip, subtract, factors = carray(ins[3], 1, np.int32), carray(ins[4], 3, np.float32), carray(ins[5], 1, np.float32)
+    crop(out, image, start, end, flip, subtract, factors[0])
+
+
+@numba.njit(nogil=True)  # type: ignore[untyped-decorator]
 def _taps(first, weights, start, step, support, size, flip):  # type: ignore[no-untyped-def]
     """For each of n output pixels: the first of the source pixels that it is made of, and their (k, n) weights."""
     radius = max(1.0, step)
@@ -33,7 +80,7 @@ def _taps(first, weights, start, step, support, size, flip):  # type: ignore[no-
             weights[j, o] /= total
 
 
-@numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, fastmath=True)  # type: ignore[untyped-decorator]
 def crop(out, image, start, end, flip, subtract, factor):  # type: ignore[no-untyped-def]
     """Fills `out` (3, H, W) float32 with (resampled - subtract) * factor.
 

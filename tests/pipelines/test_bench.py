@@ -263,7 +263,7 @@ def test_the_command_compares_draws_and_records(
         (["nowhere"], "nowhere: no such data set; `verydeep prepare` makes one"),
         (["SET", "--scale", "200"], "--scale 200: S must be at least the crop's side, --crop 224"),
         (["SET", "--scale", "512", "256"], "--scale 512 256: the smallest S comes first"),
-        (["SET", "--scale", "1", "2", "3"], "--scale takes one S, or the smallest and the largest"),
+        (["SET", "--scale", "1", "2", "3"], "--scale 1 2 3: give S, or its smallest and largest value"),
         (["SET", "--only", "opncv"], "--only opncv: no such contender; nearest: opencv; there are ours, dali, pil,"),
         (["SET", "--rounds", "0"], "--rounds 0: at least 1"),
         (["SET", "--images", "61"], "--images 61: the data set has 60; give a number from 1 to 60"),

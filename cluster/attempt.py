@@ -152,6 +152,11 @@ class Attempt:
                 )
             )
 
+    def wait(self) -> None:
+        """For the checkpoints that are being written. Raises CheckpointError if one cannot be."""
+        if self._writer is not None:
+            self._writer.wait()
+
     def close(self) -> None:
         """Waits for what is being written. Raises CheckpointError if it cannot be."""
         if self._writer is not None:

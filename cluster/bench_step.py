@@ -12,27 +12,35 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cluster import bare, launch, place
-from cluster.attempt import Stage
+from cluster import bare, checkpoint_cost, launch, place
+from cluster.agree import Undisturbed
+from cluster.attempt import Attempt, Stage
 from cluster.bare import Answer, Task
+from cluster.checkpoint_cost import Cost
 from cluster.flops import training_flops
 from cluster.peak import peak_flops
 from cluster.place import Shape
 from cluster.records import STEPS_PER_POINT
 from cluster.settings import ClusterSettings, StageSettings
+from cluster.train import card, recipes
+from cluster.world import World
 from pipelines import cycle
 from pipelines.errors import BenchError, DataError, SettingsError
+from pipelines.loader import TrainingBatches
+from pipelines.order import Order
 from pipelines.shards import DataSet
 
 Log = Callable[[str], None]
 
 _PAIRS_MOST = 20
+_CHECKPOINTS, _STEPS_BETWEEN = 7, 10
 # The speed does not depend on it, and with this no net diverges, whatever its first weights and its pixels' range.
 _LEARNING_RATE = 1e-8
 
@@ -57,7 +65,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`flops`: of training with one image. `peak_flops`: of one worker's device, if known."""
+    """`flops`: of training with one image. `peak_flops`: of one worker's device, if known. `saving`: on one worker."""
 
     settings: StageSettings
     shape: Shape
@@ -65,6 +73,7 @@ class Comparison:
     rounds: tuple[Round, ...]
     flops: int
     peak_flops: float | None
+    saving: Cost
 
 
 def run(source: str, settings: StageSettings, workers: int, steps: int, rounds: int, log: Log) -> Comparison:
@@ -108,7 +117,34 @@ def _compare(
         found.append(Round(tuple(_intervals(records)), answer))
     device = torch.device("cuda" if shape.gpus else "cpu")
     flops = training_flops(s.net, len(data.manifest.classes), s.input_size, s.width)
-    return Comparison(s, shape, points, tuple(found), flops, peak_flops(device, "float32", shape.cpus))
+    return Comparison(
+        s,
+        shape,
+        points,
+        tuple(found),
+        flops,
+        peak_flops(device, "float32", shape.cpus),
+        _saving(data, s, shape, folder),
+    )
+
+
+def _saving(data: DataSet, s: StageSettings, shape: Shape, folder: Path) -> Cost:
+    """What a checkpoint costs the steps around it, on one worker: this process, on a CPU."""
+    torch.set_num_threads(shape.cpus)
+    world, order = World.single(shape.cpus), Order.of(data.manifest, s.batch, s.seed)
+    stage = Stage("bench", s, data.location.absolute, data.location.absolute, str(folder / "saving"))
+    attempt = Attempt(stage, card(s, data.manifest), order, world, Undisturbed(), lambda record: None)
+    with (
+        closing(attempt),
+        closing(TrainingBatches(data, order, recipes(s, data.manifest)[0], world.seat, 0, 1)) as batches,
+    ):
+        batch = next(iter(batches))
+
+        def step() -> None:
+            attempt.step.gradients(batch, 0)
+            attempt.optimiser.step()
+
+        return checkpoint_cost.measure(step, attempt.save, attempt.wait, _CHECKPOINTS, _STEPS_BETWEEN)
 
 
 def _ours(stage: Stage, shape: Shape, cluster: ClusterSettings) -> list[dict[str, Any]]:

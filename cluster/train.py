@@ -38,9 +38,9 @@ def train(stage: Stage, world: World, log: Log, control: Control | None = None) 
     s = stage.settings
     training, validation = DataSet.open(stage.training_data), DataSet.open(stage.validation_data)
     order = Order.of(training.manifest, s.batch, s.seed)
-    recipe, middle = _recipes(s, training.manifest)
+    recipe, middle = recipes(s, training.manifest)
     with ExitStack() as stack:
-        attempt = Attempt(stage, _card(s, training.manifest), order, world, control or Undisturbed(), log)
+        attempt = Attempt(stage, card(s, training.manifest), order, world, control or Undisturbed(), log)
         stack.enter_context(closing(attempt))
         done = len(attempt.progress.epochs) * order.steps_per_epoch + attempt.progress.step
         batches = TrainingBatches(training, order, recipe, world.seat, done, s.epochs * order.steps_per_epoch)
@@ -122,12 +122,13 @@ def _conclude(attempt: Attempt, checked: Totals, validating: float) -> None:
         attempt.tell("warning", text=f"stage {attempt.stage.name}: {text}")
 
 
-def _card(s: StageSettings, training: Manifest) -> Card:
+def card(s: StageSettings, training: Manifest) -> Card:
+    """Of a net that is trained so on this set."""
     mean = _statistics(training).mean_rgb
     return Card(s.net, training.classes, s.input_size, s.width, mean, s.pixel_std, s.scale, s.flip, s.batch_norm)
 
 
-def _recipes(s: StageSettings, training: Manifest) -> tuple[Recipe, Recipe]:
+def recipes(s: StageSettings, training: Manifest) -> tuple[Recipe, Recipe]:
     """What is done to images that are trained on, and to those that are validated with."""
     statistics = _statistics(training)
     return (

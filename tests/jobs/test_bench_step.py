@@ -9,14 +9,17 @@ import pytest
 import torch
 
 from cluster import bare, checkpoint
+from cluster.attempt import Stage
 from cluster.bare import Answer, Task
 from cluster.bench_step import Comparison, Interval, Round
-from cluster.launch import Shape
+from cluster.checkpoint_cost import Cost
+from cluster.place import Shape
 from cluster.step_figures import figures, table
 from cluster.stopwatch import PARTS
-from cluster.train import Stage, train
+from cluster.train import train
 from cluster.world import World
 from jobs.cli import main
+from pipelines.location import Location
 from pipelines.shards import DataSet
 from tests.cluster.test_train import settings
 
@@ -41,15 +44,18 @@ def test_a_step_is_measured_by_part_and_beside_the_bare_loop(
     shown = found["figures"]
     assert all(milliseconds > 0 for part, milliseconds in shown["parts"].items() if part != "exchange")
     assert shown["ratio"][1] <= shown["ratio"][0] <= shown["ratio"][2]
-    assert [line.split()[0] for line in printed.splitlines()[1:11]] == [*PARTS, "other", "whole", "bare", "ratio"]
+    assert [line.split()[0] for line in printed.splitlines()[1:12]] == [
+        *PARTS, "other", "whole", "bare", "ratio", "checkpoint",
+    ]  # fmt: skip
+    assert 0 < found["saving"]["normal"] <= found["saving"]["written"]
     assert found["versions"].keys() >= {"torch", "ray"}
 
 
 def test_the_bare_loop_trains_the_same_net_as_ours(digits: tuple[str, str], tmp_path: Path) -> None:
     torch.set_num_threads(1)
     s = settings(epochs=1, dropout=0.0)
-    train(Stage("a", s, *digits, tmp_path), World.single(), lambda record: None)
-    ours = checkpoint.load(checkpoint.path_of(tmp_path, 1)).weights
+    train(Stage("a", s, *digits, str(tmp_path)), World.single(), lambda record: None)
+    ours = checkpoint.load(checkpoint.path_of(Location.of(tmp_path), 1)).weights
     data, world = DataSet.open(digits[0]), World.single()
     task = Task(settings=s, data=digits[0], cuda=False, threads=1, points=(1, 6), pairs=1)
     net = bare.random_net(s, data, world)
@@ -67,7 +73,9 @@ def comparison() -> Comparison:
     turn = Round(
         (Interval(10, parts, 0.1, 0.05), Interval(10, parts, 0.1, 0.05)), Answer((0.08, 0.08), (0.1, 0.1), 0.002, 0.003)
     )
-    return Comparison(settings(batch=50), Shape(2, 1, 0), (5, 15, 25), (turn,), 1_000_000, 5e9)
+    return Comparison(
+        settings(batch=50), Shape(2, 1, 0, 2), (5, 15, 25), (turn,), 1_000_000, 5e9, Cost(0.1, 0.11, 0.1, 0.3)
+    )
 
 
 def test_figures_are_medians_over_intervals_and_ratios_of_whole_rounds() -> None:

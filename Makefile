@@ -18,7 +18,9 @@ demo: $(READY)
 	@$(BIN)/verydeep run jobs/demo.yaml
 
 test: check
-	@$(BIN)/python -m pytest
+	@log=$$(mktemp); $(BIN)/python -m pytest -m "not cluster" >$$log 2>&1 & alone=$$!; \
+	 $(BIN)/python -m pytest -m cluster; cluster=$$?; \
+	 wait $$alone; alone=$$?; cat $$log; rm -f $$log; exit $$((cluster | alone))
 
 check: $(READY)
 	@$(BIN)/ruff check .

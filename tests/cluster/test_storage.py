@@ -13,6 +13,8 @@ from cluster import storage
 from cluster.storage import Shared
 from pipelines.errors import ClusterError
 
+pytestmark = pytest.mark.cluster
+
 BIN = Path(sys.executable).parent
 
 

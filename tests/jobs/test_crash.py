@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.jobs.crash import CrashedJob, Kill
+
+pytestmark = pytest.mark.cluster
 
 KILLS = (Kill("worker", True, 0.2), Kill("driver", True, 0.4), Kill("workers", True, 0.6))
 

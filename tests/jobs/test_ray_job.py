@@ -15,6 +15,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+pytestmark = pytest.mark.cluster
+
 ROOT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
 STAGES = ("a", "e", "e-large", "e-jitter")

@@ -4,6 +4,7 @@ A worker's wish (a stop that it was asked for, a checkpoint that is due) goes in
 greatest wish of all is known one step later, to all of them, and no step waits for it.
 """
 
+from datetime import timedelta
 from enum import IntEnum
 from typing import Protocol
 
@@ -48,7 +49,9 @@ class Agreement:
     def __init__(self, world: World) -> None:
         """All workers make it together."""
         self._size = world.size
-        self._group = dist.new_group(backend="gloo") if world.size > 1 and world.device.type == "cuda" else None
+        self._group: dist.ProcessGroup | None = None
+        if world.size > 1 and world.device.type == "cuda":
+            self._group = dist.new_group(timeout=timedelta(seconds=world.patience_seconds), backend="gloo")
         self._wish = torch.zeros(1, dtype=torch.int32)
         self._pending: dist.Work | None = None
 

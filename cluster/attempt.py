@@ -1,9 +1,11 @@
 """One attempt at a stage: from its newest checkpoint, or from nothing, to its end, a stop or a crash."""
 
+import logging
 import math
 import time
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
+from types import TracebackType
 from typing import Any
 
 from torch import nn
@@ -20,10 +22,12 @@ from cluster.stopwatch import Stopwatch
 from cluster.vgg import VGG
 from cluster.world import World
 from cluster.writer import Writer
-from pipelines.errors import TrainingError
+from pipelines.errors import CheckpointError, TrainingError
 from pipelines.location import Location
 from pipelines.order import Order
 from pipelines.stream import Batch
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Attempt:
         s, folder = stage.settings, Location.of(stage.folder)
         self.stage, self.card, self.order, self.world = stage, card, order, world
         self.log, self._control = log, control
-        saved = _newest(folder, world)
+        saved, damaged = _newest(folder, world)
         self.progress = saved.progress if saved else Progress()
         self.net = _net(stage, card, saved).to(world.device)
         optimise.freeze(self.net, s)
@@ -75,7 +79,7 @@ class Attempt:
         self.meter, self.rate = Meter(world), s.learning_rate
         self.speed = Speed(s, len(card.classes), world)
         self._agreement = Agreement(world)
-        self._writer = Writer(folder, stage.checkpoints.keep) if world.rank == 0 else None
+        self._writer = Writer(folder, stage.checkpoints.keep, damaged) if world.rank == 0 else None
         self._saved_at = time.monotonic()
 
     def tell(self, kind: str, **content: Any) -> None:
@@ -115,7 +119,7 @@ class Attempt:
 
     def heed(self) -> None:
         """Does what the workers agreed on at the last call: saves, and at their wish ends. Raises Stopped."""
-        wish = self.agree()
+        wish = self.agree(self._due())
         if wish is Wish.SAVE:
             self.save()
         if wish is Wish.STOP:
@@ -126,9 +130,9 @@ class Attempt:
         self.save()
         raise Stopped
 
-    def agree(self) -> Wish:
-        """What the workers agreed on at the last call."""
-        wish = self._agreement.exchange(max(self._control.wish(), self._due()))
+    def agree(self, mine: Wish = Wish.NONE) -> Wish:
+        """What the workers agreed on at the last call. `mine`: a wish of the loop's own."""
+        wish = self._agreement.exchange(max(self._control.wish(), mine))
         return self._control.look() if wish is Wish.LOOK else wish
 
     def end_epoch(self, epoch: Epoch) -> None:
@@ -152,6 +156,20 @@ class Attempt:
                 )
             )
 
+    def __enter__(self) -> "Attempt":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Waits for what is being written. An error that ends the attempt is not replaced by one of writing."""
+        try:
+            self.close()
+        except CheckpointError as failure:
+            if error is None or isinstance(error, Stopped):
+                raise
+            _log.warning("%s", failure)
+
     def wait(self) -> None:
         """For the checkpoints that are being written. Raises CheckpointError if one cannot be."""
         if self._writer is not None:
@@ -171,19 +189,23 @@ class Attempt:
         before = self.progress.totals
         last = f"it was {before.loss:.4g} before" if before.images else "it is the first one of the epoch"
         return (
-            f"stage {self.stage.name}: the loss is {since.loss} in epoch {len(self.progress.epochs) + 1} before step "
+            f"the loss is {since.loss} in epoch {len(self.progress.epochs) + 1} before step "
             f"{self.progress.step + 1}; {last}; the gradient's norm is {since.gradient_norm:.4g}, the learning rate "
             f"{self.rate:g}. Checkpoints of before are kept"
         )
 
 
-def _newest(folder: Location, world: World) -> Checkpoint | None:
-    """The one that worker 0 finds, for all: another one may see a file more, or less."""
-    saved = checkpoint.newest(folder) if world.rank == 0 else None
-    place = world.from_first((len(saved.progress.epochs), saved.progress.step) if saved else None)
-    if world.rank == 0 or place is None:
-        return saved
-    return checkpoint.load(checkpoint.path_of(folder, *place))
+def _newest(folder: Location, world: World) -> tuple[Checkpoint | None, set[tuple[int, int]]]:
+    """The one that worker 0 finds, for all: another one may see a file more, or less. And those found damaged.
+
+    All look at once, so that none waits for the others for longer than a collective may take.
+    """
+    saved, damaged = checkpoint.newest_of(folder)
+    mine = (len(saved.progress.epochs), saved.progress.step) if saved else None
+    agreed = world.from_first(mine)
+    if agreed == mine:
+        return saved, damaged
+    return checkpoint.load(checkpoint.path_of(folder, *agreed)) if agreed else None, damaged
 
 
 def _net(stage: Stage, card: Card, saved: Checkpoint | None) -> VGG:

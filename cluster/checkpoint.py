@@ -10,21 +10,23 @@ can be read alone. `writer` writes them, whole or not at all, and damage is foun
 import json
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from cluster import sealed
 from cluster.metrics import Totals
 from cluster.vgg import VGG
-from pipelines.errors import CheckpointError, first_line
+from pipelines.errors import CheckpointError, DamagedError, first_line
 from pipelines.location import Location
 
 VERSION = "2"
 _NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{6,}))?\.safetensors")
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -140,24 +142,31 @@ def read_head(place: Location) -> Head:
 
 
 def newest(folder: Location) -> Checkpoint | None:
-    """The newest checkpoint that is whole; others are passed over with a warning. Raises CheckpointError: the folder
-    cannot be read."""
-    for _, place in sorted(files_of(folder).items(), reverse=True):
-        try:
-            return load(place)
-        except CheckpointError as error:
-            log.warning("passed over: %s", error)
-    return None
+    """The newest checkpoint that is whole. Raises CheckpointError: the folder, or a file, cannot be read."""
+    return newest_of(folder)[0]
+
+
+def newest_of(folder: Location) -> tuple[Checkpoint | None, set[tuple[int, int]]]:
+    """The same, and by epoch and step the damaged ones that were passed over, with a warning."""
+    return _first(folder, load)
 
 
 def progress(folder: Location) -> Progress:
     """Where the newest checkpoint stands, as far as heads and sizes of files tell. Raises CheckpointError."""
-    for _, place in sorted(files_of(folder).items(), reverse=True):
+    head, _ = _first(folder, read_head)
+    return head.progress if head else Progress()
+
+
+def _first(folder: Location, read: Callable[[Location], T]) -> tuple[T | None, set[tuple[int, int]]]:
+    """What cannot be read now may be the newest nevertheless: only what is damaged is passed over."""
+    damaged: set[tuple[int, int]] = set()
+    for at, place in sorted(files_of(folder).items(), reverse=True):
         try:
-            return read_head(place).progress
-        except CheckpointError as error:
+            return read(place), damaged
+        except DamagedError as error:
             log.warning("passed over: %s", error)
-    return Progress()
+            damaged.add(at)
+    return None, damaged
 
 
 def path_of(folder: Location, epoch: int, step: int = 0) -> Location:

@@ -25,6 +25,7 @@ def parallel(net: nn.Module, world: World) -> nn.Module:
     return DistributedDataParallel(
         net,
         device_ids=[world.device] if world.device.type == "cuda" else None,
+        broadcast_buffers=False,  # Statistics sees to them
         gradient_as_bucket_view=True,
         init_sync=False,
     )

@@ -98,6 +98,7 @@ class Fit:
                 "mailbox": self._box.actor,
                 "threads": on.cpus,
                 "compute_threads": compute_threads(stage.settings, on.cpus, on.cpus_given),
+                "patience_seconds": settings.collective_timeout_seconds,
                 "stall_seconds": 60 * settings.stall_minutes,
             },
             torch_config=Torch(timeout_s=settings.collective_timeout_seconds),

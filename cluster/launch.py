@@ -103,13 +103,12 @@ def train_stage(stage: Stage, on: Shape, settings: ClusterSettings, listen: List
             shared.check(stage.folder, manifests)
             with Fit(stage, on, settings, box) as fit:
                 ended = _accompany(fit, course, box, signalled, listen)
-            number = signalled()
-            if ended.how is How.FINISHED:
-                return
             if ended.how is How.FAILED:
                 raise TrainingError(f"stage {stage.name}: {ended.why}")
-            if number is not None:
+            if (number := signalled()) is not None:  # though it is finished: the same command finds it so
                 raise interrupted(number)
+            if ended.how is How.FINISHED:
+                return
             course.stopped(time.monotonic())
             listen(warning(f"{ended.why}; training starts again from the newest checkpoint"))
 

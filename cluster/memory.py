@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from cluster.vgg import VGG
 from cluster.world import World
 
-# Beside what is there before the first step, in sizes of the weights: momentum and DDP's buckets, and a checkpoint's
-# copies of weights, momentum and average.
-_RESERVED = 5
+# Beside what is there before the first step, in sizes of the weights: momentum and DDP's buckets, the average, and two
+# checkpoints' copies of weights, momentum and average.
+_RESERVED = 9
 _CPU_SHARE = 0.5  # of a worker's part of the machine's memory, for activations
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from xxhash import xxh3_128
 
-from pipelines.errors import CheckpointError, first_line
+from pipelines.errors import CheckpointError, DamagedError, first_line
 from pipelines.location import Location
 
 _TYPES = {
@@ -71,7 +71,7 @@ def read_head(place: Location) -> Head:
     try:
         size = place.size()
         if size is None:
-            raise CheckpointError(f"{place}: no such checkpoint")
+            raise DamagedError(f"{place}: no such checkpoint")
         length = int.from_bytes(place.read(0, _LENGTH_BYTES), "little")
         content = place.read(0, _LENGTH_BYTES + min(length, size))
     except OSError as error:
@@ -125,15 +125,15 @@ def _head(content: memoryview, size: int, place: Location) -> Head:
     return found
 
 
-def _broken(place: Location, content: memoryview) -> CheckpointError:
+def _broken(place: Location, content: memoryview) -> DamagedError:
     if bytes(content[:4]) == b"PK\x03\x04":
-        return CheckpointError(
+        return DamagedError(
             f"{place}: written by torch.save, as by earlier versions of this program; it may hold code and is not read"
         )
-    return CheckpointError(f"{place}: not a whole checkpoint")
+    return DamagedError(f"{place}: not a whole checkpoint")
 
 
 def _unreadable(place: Location, error: OSError) -> CheckpointError:
     if isinstance(error, FileNotFoundError):
-        return CheckpointError(f"{place}: no such checkpoint")
+        return DamagedError(f"{place}: no such checkpoint")
     return CheckpointError(f"{place}: cannot be read: {error.strerror or first_line(error)}")

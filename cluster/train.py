@@ -1,5 +1,6 @@
 """The loop of one stage."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, nullcontext
@@ -40,8 +41,9 @@ def train(stage: Stage, world: World, log: Log, control: Control | None = None) 
     order = Order.of(training.manifest, s.batch, s.seed)
     recipe, middle = recipes(s, training.manifest)
     with ExitStack() as stack:
-        attempt = Attempt(stage, card(s, training.manifest), order, world, control or Undisturbed(), log)
-        stack.enter_context(closing(attempt))
+        attempt = stack.enter_context(
+            Attempt(stage, card(s, training.manifest), order, world, control or Undisturbed(), log)
+        )
         done = len(attempt.progress.epochs) * order.steps_per_epoch + attempt.progress.step
         batches = TrainingBatches(training, order, recipe, world.seat, done, s.epochs * order.steps_per_epoch)
         stack.enter_context(closing(batches))
@@ -83,6 +85,7 @@ def _epoch(attempt: Attempt, stream: Iterator[Batch]) -> None:
             if progress.step in points:
                 attempt.point(line=points[progress.step])
             attempt.heed()
+    attempt.set_rate(done + steps - 1)  # if all of it was trained on in earlier attempts
     if progress.totals.images != order.rows:
         raise TrainingError(f"an epoch of {order.rows} images has trained on {progress.totals.images}")
 
@@ -105,6 +108,9 @@ def _validate(attempt: Attempt, checks: ValidationBatches, rows: int) -> Totals:
     totals = meter.read()
     if totals.images != rows:
         raise TrainingError(f"a validation set of {rows} images had {totals.images} looked at")
+    if not math.isfinite(totals.loss):
+        number, seen = len(attempt.progress.epochs) + 1, attempt.progress.totals.loss
+        raise TrainingError(f"the validation loss is {totals.loss} after epoch {number}; in training it was {seen:.4g}")
     records.check_readable(totals, rows, attempt.stage.settings.max_unreadable)
     return totals
 

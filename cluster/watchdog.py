@@ -23,7 +23,7 @@ class Watchdog:
     def __init__(self, seconds: float, tell: Callable[[str], None], end: Callable[[int], object] = os._exit) -> None:
         self._limit, self._tell, self._end = seconds, tell, end
         self._watched = threading.get_ident()
-        self._last, self._longest = time.monotonic(), 0.0
+        self._last, self._longest, self._beaten = time.monotonic(), 0.0, False
         self._closed = threading.Event()
         self._arm()
         self._thread = threading.Thread(target=self._look, name="watchdog", daemon=True)
@@ -31,7 +31,9 @@ class Watchdog:
 
     def beat(self) -> None:
         now = time.monotonic()
-        self._longest, self._last = max(self._longest, now - self._last), now
+        if self._beaten:  # not what it took to begin
+            self._longest = max(self._longest, now - self._last)
+        self._last, self._beaten = now, True
 
     def close(self) -> None:
         self._closed.set()

@@ -23,7 +23,7 @@ from cluster.records import Log
 from cluster.train import Outcome, train
 from cluster.watchdog import Watchdog
 from cluster.world import World
-from pipelines.errors import VerydeepError
+from pipelines.errors import TrainingError, VerydeepError
 
 _TICK_SECONDS = 0.5
 _ASK_SECONDS = 0.5  # between looks into the mailbox
@@ -42,7 +42,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, str]:
     gc.freeze()  # what was imported is not looked through again and again: 3 % of the input's CPU time
     stage: Stage = config["stage"]
     mailbox = config["mailbox"]
-    world = _world(config["threads"])
+    world = _world(config["threads"], config["patience_seconds"])
     torch.set_num_threads(config["compute_threads"])
     post = Post(mailbox, world.rank)
     if world.rank == 0:
@@ -56,7 +56,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, str]:
         try:
             outcome = train(stage, world, log, c)
         except VerydeepError as error:
-            post.now({"kind": "failed", "error": str(error)})
+            if world.rank == 0 or not isinstance(error, TrainingError):  # that one is raised on all together, and
+                post.now({"kind": "failed", "error": str(error)})  # worker 0 tells of it when it has written
             return Ended(How.FAILED, str(error)).plain()
         finally:
             post.flush()
@@ -73,7 +74,7 @@ def evaluate_worker(test: Evaluation, rank: int, size: int, threads: int, mailbo
 class Post:
     """Sends records without waiting; of the ticks, which only move a progress bar, a few each second.
 
-    From workers other than 0 only what each has its own of.
+    From workers other than 0 only what each has its own of, and their last tick.
     """
 
     def __init__(self, mailbox: Any, rank: int = 0) -> None:
@@ -82,11 +83,11 @@ class Post:
         self._withheld: dict[str, Any] | None = None
 
     def __call__(self, record: dict[str, Any]) -> None:
-        if self._rank and record["kind"] not in _OWN:
+        if self._rank and record["kind"] not in {*_OWN, "tick"}:
             return
         self._withheld = None
         if record["kind"] == "tick":
-            if time.monotonic() - self._last < _TICK_SECONDS:
+            if self._rank or time.monotonic() - self._last < _TICK_SECONDS:
                 self._withheld = record
                 return
             self._last = time.monotonic()
@@ -134,9 +135,11 @@ class WorkerControl:
                 continue
 
 
-def _world(threads: int) -> World:
+def _world(threads: int, patience_seconds: float) -> World:
     context = ray.train.get_context()
-    return World(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device(), threads)
+    return World(
+        context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device(), threads, patience_seconds
+    )
 
 
 @contextmanager

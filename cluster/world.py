@@ -14,12 +14,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """Worker `rank` of `size`, its device, and the CPU threads that are its own."""
+    """Worker `rank` of `size`, its device, the CPU threads that are its own, and how long it waits for the others."""
 
     rank: int
     size: int
     device: torch.device
     threads: int
+    patience_seconds: float = 60.0
 
     @classmethod
     def single(cls, threads: int = 1) -> "World":

@@ -2,11 +2,13 @@
 
 One rule says what is kept: the newest files, `keep` of them, whole epochs or not, and that of the best epoch. So the
 file before the newest stands in if that is damaged, and one from the middle of an epoch goes as others are written.
-Files with a higher number than the one just written were passed over as damaged when the run began, and go as well.
+Files with a higher number than the one just written are another writer's, and stay; those that were found damaged when
+the run began go.
 """
 
 import logging
 import threading
+from collections.abc import Set
 from dataclasses import dataclass
 
 import torch
@@ -20,10 +22,11 @@ from pipelines.location import Location
 log = logging.getLogger(__name__)
 
 
-def kept(files: set[tuple[int, int]], written: tuple[int, int], best: int | None, keep: int) -> set[tuple[int, int]]:
+def kept(files: Set[tuple[int, int]], written: tuple[int, int], best: int | None, keep: int) -> Set[tuple[int, int]]:
     """Which of `files`, by epoch and step, are kept after `written` among them was written."""
-    newest = sorted(file for file in files if file <= written)[-keep:]
-    return files & {*newest, *([] if best is None else [(best, 0)])}
+    behind = sorted(file for file in files if file <= written)
+    best_one = set() if best is None else {(best, 0)}
+    return files & {*behind[-keep:], *best_one} | (files - set(behind))
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,9 @@ class Writer:
     Beside the one that is being written at most one waits, so at most two copies of the tensors are in memory.
     """
 
-    def __init__(self, folder: Location, keep: int) -> None:
-        self._folder, self._keep = folder, keep
+    def __init__(self, folder: Location, keep: int, damaged: Set[tuple[int, int]] = frozenset()) -> None:
+        """`damaged`: files that are not worth keeping, by epoch and step."""
+        self._folder, self._keep, self._damaged = folder, keep, damaged
         self._changed = threading.Condition()
         self._next: _Snapshot | None = None
         self._busy, self._closed = False, False
@@ -104,8 +108,8 @@ class Writer:
         """Copies the tensors where they are and returns; they may be changed at once.
 
         One from the middle of an epoch that still waits is given up for this one; for one of an epoch's end it waits.
-        One with values that are not finite is not written, with a warning. Raises CheckpointError: an earlier one
-        could not be written.
+        One with values that are not finite is not written, with a warning; of an epoch's end it is a failure. Raises
+        CheckpointError: an earlier one could not be written.
         """
         with self._changed:
             assert not self._closed
@@ -165,6 +169,8 @@ class Writer:
         try:
             pieces = sealed.pack(snapshot.on_host(), snapshot.notes)
         except _NotFinite as error:
+            if not snapshot.replaceable:  # an epoch that ends so is none to go on from, or to deliver
+                raise CheckpointError(f"{place}: not written: {error} has values that are not finite") from error
             log.warning("%s: not written: %s has values that are not finite", place, error)
             return
         try:
@@ -176,8 +182,11 @@ class Writer:
     def _prune(self, snapshot: _Snapshot) -> None:
         try:
             files = checkpoint.files_of(self._folder)
-            for at in files.keys() - kept(set(files), snapshot.at, snapshot.best, self._keep):
+            damaged = (self._damaged & files.keys()) - {snapshot.at}
+            good = files.keys() - damaged
+            for at in damaged | (good - kept(good, snapshot.at, snapshot.best, self._keep)):
                 files[at].delete()
+            self._damaged = frozenset()
             self._folder.sweep()
         except (CheckpointError, OSError) as error:  # the checkpoint itself is there
             log.warning("%s: older checkpoints cannot be deleted: %s", self._folder, first_line(error))

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from hashlib import sha256
 from typing import Any
 
-from cluster import checkpoint, interrupt, launch, place
+from cluster import checkpoint, interrupt, launch, place, schedule
 from cluster.attempt import Stage
 from cluster.evaluate import Evaluation
 from cluster.metrics import Totals
@@ -177,8 +177,8 @@ class _Chain:
         try:
             launch.train_stage(stage, self._shape, job.cluster, listen)
             progress = folder.progress()
-            if not progress.epochs:
-                raise TrainingError(f"stage {folder.name}: its checkpoints have vanished from {folder.path}")
+            if progress.step or not schedule.finished(settings, progress.accuracies):
+                raise TrainingError(f"stage {folder.name}: its last checkpoint has vanished from {folder.path}")
         except BaseException as error:
             self._list_unreadable(run, folder, unreadable)
             self._tracker.end_run(run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")

@@ -3,7 +3,8 @@
     VerydeepError          what a user can mend; its text is one clear message, printed without a traceback
     ├── SettingsError      a job file or a setting that cannot be
     ├── DataError          a data set that is missing, empty or broken
-    ├── CheckpointError    a checkpoint that is missing, broken or of another net
+    ├── CheckpointError    a checkpoint that cannot be read, or is of another net
+    │   └── DamagedError   one that is not whole
     ├── ClusterError       the cluster cannot give what the job asks for
     ├── TrainingError      training that cannot go on, such as a loss that is not finite
     └── BenchError         contenders that cannot be compared
@@ -30,6 +31,10 @@ class DataError(VerydeepError):
 
 
 class CheckpointError(VerydeepError):
+    pass
+
+
+class DamagedError(CheckpointError):
     pass
 
 

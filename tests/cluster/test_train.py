@@ -77,7 +77,7 @@ def test_training_stopped_after_an_epoch_goes_on_to_the_same_net(digits: tuple[s
 
 
 def test_a_loss_that_is_not_finite_ends_training_with_its_place(digits: tuple[str, str], tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"stage a: the loss is (nan|inf) in epoch 1"):
+    with pytest.raises(TrainingError, match=r"^the loss is (nan|inf) in epoch 1"):
         train(Stage("a", settings(learning_rate=1e30), *digits, str(tmp_path)), World.single(), lambda r: None)
 
 

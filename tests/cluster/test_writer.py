@@ -1,5 +1,6 @@
 """How checkpoints are written beside training, and which are kept."""
 
+import errno
 import logging
 import os
 import resource
@@ -161,18 +162,23 @@ def test_a_full_disk_and_a_folder_that_is_none_are_a_line_and_leave_what_was_the
 def test_what_is_not_finite_is_not_written(
     folder: Location, group: str, value: float, caplog: pytest.LogCaptureFixture
 ) -> None:
+    save(folder, made((0.5,)))
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         bad = torch.ones(2, 3, 500, dtype=dtype)
         bad[1, 2, 77] = value
-        save(folder, made((0.5,)), made((0.5, 0.5), **({group: {"fc1": bad}} if group != "weights" else {})))
-        if group == "weights":
-            spoilt = made((0.5, 0.5))
-            spoilt.weights["fc1"] = bad
-            (folder / "epoch-0002.safetensors").delete()
-            save(folder, spoilt)
-        assert f"not written: {group}/fc1 has values that are not finite" in caplog.text
-        assert names(folder) == ["epoch-0001.safetensors"]
-        caplog.clear()
+        for step in (4, 0):
+            spoilt = made((0.5, 0.5), step, **({group: {"fc1": bad}} if group != "weights" else {}))
+            if group == "weights":
+                spoilt.weights["fc1"] = bad
+            told = f"not written: {group}/fc1 has values that are not finite"
+            if step:
+                save(folder, spoilt)
+                assert told in caplog.text
+            else:  # no epoch ends so
+                with pytest.raises(CheckpointError, match=told):
+                    save(folder, spoilt)
+            assert names(folder) == ["epoch-0001.safetensors"]
+            caplog.clear()
 
 
 def test_the_newest_and_the_best_are_kept(folder: Location) -> None:
@@ -205,13 +211,31 @@ def test_retention_follows_its_rule_in_any_case() -> None:
         assert left <= files
         for file in files:
             newer = sum(file < other <= written for other in files)
-            assert (file in left) == (file == (best, 0) or (file <= written and newer < keep))
+            assert (file in left) == (file == (best, 0) or file > written or newer < keep)
 
 
-def test_a_damaged_file_that_was_passed_over_does_not_push_out_good_ones(folder: Location) -> None:
-    (folder / "epoch-0007.safetensors").write(b"damaged")
-    save(folder, made((0.5,), 3), keep=1)
-    assert names(folder) == ["epoch-0001-step-000003.safetensors"]
+def test_a_damaged_file_that_was_passed_over_goes_and_a_newer_one_of_somebody_else_stays(folder: Location) -> None:
+    for name in ("epoch-0001-step-000002", "epoch-0007"):
+        (folder / f"{name}.safetensors").write(b"damaged")
+    _, damaged = checkpoint.newest_of(folder)
+    assert damaged == {(1, 2), (7, 0)}
+    save(folder, made((0.5,) * 9))
+    with closing(Writer(folder, 2, damaged)) as writer:
+        writer.save(made((0.5,), 3))
+    assert names(folder) == ["epoch-0001-step-000003.safetensors", "epoch-0009.safetensors"]
+
+
+def test_what_cannot_be_read_now_is_not_passed_over(folder: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older one, or a run from the beginning, would take its place."""
+    save(folder, made((0.5,)))
+
+    def refuse(*_: object) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Location, "read", refuse)
+    for read in (checkpoint.newest, checkpoint.progress):
+        with pytest.raises(CheckpointError, match="cannot be read: Permission denied"):
+            read(folder)
 
 
 def test_what_interrupted_writes_left_goes_after_an_hour(folder: Location) -> None:

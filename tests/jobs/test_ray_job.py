@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,10 +68,13 @@ def free_port() -> int:
 
 
 def submit(folder: Path, environment: dict[str, str], *arguments: str) -> str:
-    done = subprocess.run(
-        ["ray", "job", "submit", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    output = done.stdout + done.stderr
+    command = ["ray", "job", "submit", *arguments]
+    for _ in range(12):
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        output = done.stdout + done.stderr
+        if "No available agent" not in output:  # the node is there before its agent is
+            break
+        time.sleep(5)
     assert done.returncode == 0, output[-5000:]
     return output
 

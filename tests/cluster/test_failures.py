@@ -1,26 +1,20 @@
 """Training on a real Ray whose workers are ended, stopped or fail: what was lost, and what is told."""
 
 import shutil
-import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
 
 from cluster import launch
-from cluster.checkpoint import Progress
-from cluster.interrupt import Terminated
 from cluster.place import Shape
 from cluster.settings import ClusterSettings
 from pipelines.errors import TrainingError
 from pipelines.schema import MANIFEST
 from pipelines.shards import DataSet
-from tests.cluster.runs import Listener, in_epoch, saved, stage
-
-pytestmark = pytest.mark.cluster
+from tests.cluster.runs import Listener, stage
 
 ON = Shape(2, 1, 0, 2)
 CLUSTER = ClusterSettings(workers=(2, 2))
@@ -39,22 +33,6 @@ def cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-def test_a_run_that_is_asked_to_stop_writes_a_checkpoint_and_goes_on_from_it(
-    digits: tuple[str, str], tmp_path: Path
-) -> None:
-    listener = Listener((in_epoch(2), lambda: signal.raise_signal(signal.SIGTERM)))
-    with pytest.raises(Terminated):
-        launch.train_stage(stage(digits, tmp_path, EPOCHS), ON, CLUSTER, listener)
-    stopped = position(saved(tmp_path).progress)
-    assert stopped == max(place(record) for record in listener.records)
-    assert listener.texts() == []
-
-    second = Listener()
-    launch.train_stage(stage(digits, tmp_path, EPOCHS), ON, CLUSTER, second)
-    assert min(place(record) for record in second.records if record["kind"] in ("tick", "point")) > stopped
-    assert len(saved(tmp_path).progress.epochs) == EPOCHS
-
-
 def test_data_that_one_worker_cannot_read_ends_the_run_with_one_line(picture_set: DataSet, tmp_path: Path) -> None:
     shutil.copytree(picture_set.location.path, tmp_path / "data")
     manifest = picture_set.manifest
@@ -68,12 +46,3 @@ def test_data_that_one_worker_cannot_read_ends_the_run_with_one_line(picture_set
         launch.train_stage(stage(data, tmp_path / "stage", EPOCHS), ON, CLUSTER, listener)
     assert len(str(caught.value).splitlines()) == 1
     assert len([r for r in listener.records if r["kind"] == "workers"]) == 1, "not tried again"
-
-
-def place(record: dict[str, Any]) -> tuple[int, int]:
-    """How many epochs and steps are behind it."""
-    return (record["epoch"] - 1, record["step"]) if record["kind"] in ("tick", "point") else (0, 0)
-
-
-def position(progress: Progress) -> tuple[int, int]:
-    return len(progress.epochs), progress.step

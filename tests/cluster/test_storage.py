@@ -13,8 +13,6 @@ from cluster import storage
 from cluster.storage import Shared
 from pipelines.errors import ClusterError
 
-pytestmark = pytest.mark.cluster
-
 BIN = Path(sys.executable).parent
 
 

@@ -38,10 +38,10 @@ stages:
 
 @dataclass(frozen=True)
 class Kill:
-    """Of a worker, all workers or the driver: `seconds` after the workers are there, or after an epoch's next quarter
-    is done."""
+    """Of a worker, all workers or the driver, or a stop that it is politely asked for: `seconds` after the workers are
+    there, or after an epoch's next quarter is done."""
 
-    whom: Literal["worker", "workers", "driver"]
+    whom: Literal["worker", "workers", "driver", "stop"]
     late: bool
     seconds: float
 
@@ -96,7 +96,11 @@ class CrashedJob:
         time.sleep(kill.seconds)
         self._wait(lambda: len(train_workers(self._process.pid)) > 0)  # not between two stages
         workers = train_workers(self._process.pid)
-        if kill.whom == "driver":
+        if kill.whom == "stop":
+            send(signal.SIGTERM, self._process.pid)
+            assert self._process.wait(PATIENCE_SECONDS) == 128 + signal.SIGTERM
+            self._process = self._start()
+        elif kill.whom == "driver":
             send(signal.SIGKILL, self._process.pid)
             self._process.wait()
             self._process = self._start()

@@ -39,7 +39,11 @@ def _died(error: BaseException) -> bool:
 
 def _left_alone(error: BaseException) -> bool:
     """By gloo's and NCCL's words."""
-    return bool(re.search(r"Connection (closed|reset|refused)|Timed out waiting|remote process exited", str(error)))
+    return bool(
+        re.search(
+            r"Connection (closed|reset|refused)|Timed out waiting|Application timeout|remote process exited", str(error)
+        )
+    )
 
 
 def _silent(error: BaseException) -> bool:

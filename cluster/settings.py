@@ -18,18 +18,24 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True, allow_inf_nan=False)
 
 
-def _scale(value: Any) -> Any:
-    if isinstance(value, list | tuple) and len(value) == 2 and all(type(v) is int for v in value):
-        low, high = value
-        if low > high:
-            raise ValueError(f"the smallest S ({low}) is above the largest ({high})")
-        return (low, high)
-    if type(value) is int:
-        return (value, value)
-    raise ValueError("expected a number of pixels, or [smallest, largest]")
+def _range(things: str, low: str, high: str, of: str = "") -> BeforeValidator:
+    """One whole number, or the least and the most of a range; as a range in either case."""
+
+    def read(value: Any) -> Any:
+        if isinstance(value, list | tuple) and len(value) == 2 and all(type(v) is int for v in value):
+            if value[0] > value[1]:
+                raise ValueError(f"the {low}{of} ({value[0]}) is above the {high} ({value[1]})")
+            return tuple(value)
+        if type(value) is int:
+            return (value, value)
+        raise ValueError(f"expected a number of {things}, or [{low}, {high}]")
+
+    return BeforeValidator(read)
 
 
-Scale = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], BeforeValidator(_scale)]
+Scale = Annotated[
+    tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], _range("pixels", "smallest", "largest", " S")
+]
 
 
 class Plateau(Settings):
@@ -253,22 +259,11 @@ class StageSettings(Settings):
         return self.validation_scale or (self.scale[0] + self.scale[1]) // 2
 
 
-def _workers(value: Any) -> Any:
-    if isinstance(value, list | tuple) and len(value) == 2 and all(type(v) is int for v in value):
-        least, most = value
-        if least > most:
-            raise ValueError(f"the least ({least}) is above the most ({most})")
-        return (least, most)
-    if type(value) is int:
-        return (value, value)
-    raise ValueError("expected a number of workers, or [least, most]")
-
-
 def _power_of_two(n: int) -> bool:
     return n.bit_count() == 1
 
 
-Workers = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], BeforeValidator(_workers)]
+Workers = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], _range("workers", "least", "most")]
 
 
 class ClusterSettings(Settings):

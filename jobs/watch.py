@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 
 class Watch:
-    """`listen` takes the records of workers (see `cluster.train`)."""
+    """`listen` takes the records of workers (see `cluster.records`)."""
 
     def __init__(self) -> None:
         self._bar: tqdm[Any] | None = None

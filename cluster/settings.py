@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from cluster import layers
 from cluster.vgg import CONFIGURATIONS, STRIDE
+from cluster.views import TestMode
 
 Net = Literal["A", "A-LRN", "B", "C", "D", "E"]
 assert set(Net.__args__) == set(CONFIGURATIONS)  # type: ignore[attr-defined]
@@ -305,12 +306,24 @@ class CheckpointSettings(Settings):
     keep: int = Field(2, ge=1, description="the newest that are kept, beside that of the best epoch")
 
 
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 class EvaluationSettings(Settings):
     """One of the paper's tests (section 3.2)."""
 
     models: list[str] = Field(min_length=1, description="stages whose nets are tested")
-    mode: Literal["dense"] = Field("dense", description="dense: the net over the whole image")
-    scales: list[Annotated[int, Field(ge=1)]] | None = Field(
-        None, min_length=1, description="Q, several are averaged; default: the net's own S, or its mean"
+    mode: Annotated[list[TestMode], BeforeValidator(_listed)] = Field(
+        ["dense"],
+        min_length=1,
+        description="one or several. dense: the net over the whole image; multi-crop: the mean over 5 x 5 crops and "
+        "their mirror images; both: the mean of these two",
+    )
+    scales: list[Annotated[int, Field(ge=1)]] | Literal["single", "several"] = Field(
+        "single",
+        description="Q, several are averaged. single: the net's own S, or the middle of its range; several: S - 32, S "
+        "and S + 32 (at other input sizes a seventh of these), or the range's ends and middle",
     )
     mirror: bool | None = Field(None, description="average with the mirror image; default: as in training (flip)")
+    fuse: bool = Field(False, description="test the mean of the models' posteriors, instead of each model by itself")

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from hashlib import sha256
 from typing import Any
 
-from cluster import checkpoint, interrupt, launch, place, schedule
+from cluster import checkpoint, interrupt, launch, place, schedule, views
 from cluster.attempt import Stage
 from cluster.evaluate import Evaluation
 from cluster.metrics import Totals
@@ -226,7 +226,7 @@ class _Chain:
 
     def _test(self, name: str, model: str, settings: EvaluationSettings) -> Row:
         trained = self._checked.job.stages[model]
-        scales = tuple(settings.scales or (trained.test_scale,))
+        scales = views.scales_of(settings.scales, trained.scale, trained.input_size)
         mirror = trained.flip if settings.mirror is None else settings.mirror
         test = Evaluation(self._finished[model].delivered.absolute, self._checked.data.val, scales, mirror)
         totals = self._totals(test, f"{name}: {model}")

@@ -282,7 +282,7 @@ def _contradictions(job: Job) -> Iterator[tuple[Path_, str]]:
                 yield ("evaluations", name, "models", i), f"no stage is called {model!r}; {_hint(model, names)}"
                 continue
             crop = job.stages[model].input_size
-            for k, scale in enumerate(test.scales or ()):
+            for k, scale in enumerate(test.scales if isinstance(test.scales, list) else ()):
                 if scale < crop:
                     message = f"Q = {scale} is smaller than the input_size of {model}, {crop}"
                     yield ("evaluations", name, "scales", k), message

@@ -1,0 +1,61 @@
+"""What the tests of a job, or of `verydeep evaluate`, came to; kept as JSON beside the posteriors."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cluster.metrics import Totals
+from cluster.views import TestMode
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A net that was tested.
+
+    `model`: the stage's name, or the file's. `net`: configuration, A to E. `trained`: S, smallest and largest.
+    `scales`: the Q that were averaged. `posteriors`: files of its posteriors, one for each mode and Q, by their names
+    in the folder of posteriors; their mean is what was tested.
+    """
+
+    model: str
+    net: str
+    trained: tuple[int, int]
+    scales: tuple[int, ...]
+    posteriors: tuple[str, ...] = ()
+    input_size: int = 224
+    width: float = 1.0
+    batch_norm: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of a table. Several subjects: the mean of their posteriors was tested."""
+
+    test: str
+    subjects: tuple[Subject, ...]
+    mode: TestMode
+    classes: int
+    totals: Totals
+
+
+def to_json(results: Sequence[Result]) -> dict[str, Any]:
+    return {"results": [asdict(result) for result in results]}
+
+
+def from_json(content: dict[str, Any]) -> list[Result]:
+    """Raises ValueError, KeyError or TypeError if it is not what `to_json` makes."""
+    content = json.loads(json.dumps(content))
+    return [
+        Result(
+            raw["test"],
+            tuple(
+                Subject(**{**s, **{key: tuple(s[key]) for key in ("trained", "scales", "posteriors")}})
+                for s in raw["subjects"]
+            ),
+            raw["mode"],
+            raw["classes"],
+            Totals(**raw["totals"]),
+        )
+        for raw in content["results"]
+    ]

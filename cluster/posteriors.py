@@ -10,7 +10,7 @@ rows that a plain picture stood in for, the data set's fingerprint, and what the
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -55,25 +55,35 @@ class Posteriors:
         return Totals(len(labels), float(losses.sum()), top[0], top[1], len(self.unreadable))
 
 
-def average(parts: Sequence[Posteriors]) -> Posteriors:
-    """The mean of the scores, each part with the same weight; the same whatever their order.
+def average(parts: Iterable[Posteriors]) -> Posteriors:
+    """The mean of the scores, each part with the same weight; the same whatever their order. Holds one at a time.
 
     Raises DataError if they are not of the same images and classes.
     """
-    first = parts[0]
-    for part in parts[1:]:
-        if part.data != first.data or part.names != first.names or not np.array_equal(part.labels, first.labels):
-            raise DataError("posteriors of different data sets cannot be averaged")
-        if part.classes != first.classes:
-            raise DataError(
-                f"posteriors for different classes cannot be averaged: {len(first.classes)} and {len(part.classes)}"
-            )
-    total = np.zeros(first.scores.shape, np.float64)
-    for part in parts:  # float64 has room for any order of float32 summands but for its own last bits
+    rest = iter(parts)
+    first = next(rest)
+    total, count = (
+        first.scores.astype(np.float64),
+        1,
+    )  # has room for any order of float32 summands but for its last bits
+    unreadable, origins = set(first.unreadable), [first.origin]
+    for part in rest:
+        _check_alike(first, part)
         total += part.scores
-    unreadable = tuple(sorted({row for part in parts for row in part.unreadable}))
-    origin = {"average": [part.origin for part in parts]} if len(parts) > 1 else first.origin
-    return replace(first, scores=(total / len(parts)).astype(np.float32), unreadable=unreadable, origin=origin)
+        count += 1
+        unreadable |= set(part.unreadable)
+        origins.append(part.origin)
+    origin = {"average": origins} if count > 1 else first.origin
+    mean = (total / count).astype(np.float32)
+    return replace(first, scores=mean, unreadable=tuple(sorted(unreadable)), origin=origin)
+
+
+def _check_alike(a: Posteriors, b: Posteriors) -> None:
+    """Raises DataError."""
+    if a.data != b.data or a.names != b.names or not np.array_equal(a.labels, b.labels):
+        raise DataError("posteriors of different data sets cannot be averaged")
+    if a.classes != b.classes:
+        raise DataError(f"posteriors for different classes cannot be averaged: {len(a.classes)} and {len(b.classes)}")
 
 
 def write(place: Location, posteriors: Posteriors) -> None:

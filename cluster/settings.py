@@ -307,7 +307,18 @@ class CheckpointSettings(Settings):
 
 
 def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    """A mode, or several, each once."""
+    modes = [value] if isinstance(value, str) else value
+    if isinstance(modes, list) and (not modes or len(set(map(str, modes))) < len(modes)):
+        raise ValueError("expected one mode, or several, each once")
+    return modes
+
+
+def _scales(value: Any) -> Any:
+    numbers = isinstance(value, list) and value and all(type(q) is int and q >= 1 for q in value)
+    if value not in ("single", "several") and not numbers:
+        raise ValueError("expected single, several, or a list of Q in pixels, such as [256, 384, 512]")
+    return value
 
 
 class EvaluationSettings(Settings):
@@ -316,14 +327,19 @@ class EvaluationSettings(Settings):
     models: list[str] = Field(min_length=1, description="stages whose nets are tested")
     mode: Annotated[list[TestMode], BeforeValidator(_listed)] = Field(
         ["dense"],
-        min_length=1,
         description="one or several. dense: the net over the whole image; multi-crop: the mean over 5 x 5 crops and "
         "their mirror images; both: the mean of these two",
     )
-    scales: list[Annotated[int, Field(ge=1)]] | Literal["single", "several"] = Field(
+    scales: Annotated[list[int] | Literal["single", "several"], BeforeValidator(_scales)] = Field(
         "single",
         description="Q, several are averaged. single: the net's own S, or the middle of its range; several: S - 32, S "
         "and S + 32 (at other input sizes a seventh of these), or the range's ends and middle",
     )
     mirror: bool | None = Field(None, description="average with the mirror image; default: as in training (flip)")
     fuse: bool = Field(False, description="test the mean of the models' posteriors, instead of each model by itself")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "EvaluationSettings":
+        if self.fuse and len(set(self.models)) < 2:
+            raise ValueError("fuse: takes two models or more")
+        return self

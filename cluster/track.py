@@ -10,7 +10,8 @@ import queue
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,24 @@ class Tracker:
 
         self._call(f"artifact {place.name}", deliver)
 
+    def table(self, run: str, columns: Mapping[str, Sequence[Any]], file: str) -> None:
+        """As a table that MLflow's pages can show and compare."""
+        data = {name: list(values) for name, values in columns.items()}
+        self._call(f"table {file}", lambda: self._client.log_table(run, data, file) and None)
+
     def end_run(self, run: str, status: str) -> None:
         """`status`: FINISHED, FAILED or KILLED."""
         self._call("the end of a run", lambda: self._client.set_terminated(run, status))
+
+    @contextmanager
+    def ending(self, run: str) -> Iterator[None]:
+        """Ends the run as what the block ends as."""
+        try:
+            yield
+        except BaseException as error:
+            self.end_run(run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        self.end_run(run, "FINISHED")
 
     def close(self) -> None:
         """Waits for all calls, as long as they succeed."""

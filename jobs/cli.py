@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.interrupt import Terminated
-from jobs import bench_cli, schema
+from jobs import bench_cli, evaluate_cli, schema
 from jobs.source import open_source, scale_range
 from pipelines import imagenet, parquet, sources
 from pipelines.aside import check_apart
@@ -60,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _show_arguments(show)
     show.set_defaults(verb=_show)
+
+    evaluate_cli.add_arguments(verbs.add_parser("evaluate", help="test nets as the paper does"))
 
     _prepare_arguments(verbs.add_parser("prepare", help="make a data set of images"))
 

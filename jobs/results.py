@@ -38,6 +38,11 @@ class Result:
     classes: int
     totals: Totals
 
+    @property
+    def model(self) -> str:
+        """The models' names, as one."""
+        return "+".join(subject.model for subject in self.subjects)
+
 
 def to_json(results: Sequence[Result]) -> dict[str, Any]:
     return {"results": [asdict(result) for result in results]}

@@ -4,23 +4,19 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from hashlib import sha256
 from typing import Any
 
-from cluster import checkpoint, interrupt, launch, place, schedule, views
+from cluster import interrupt, launch, nets, place, schedule
 from cluster.attempt import Stage
-from cluster.evaluate import Evaluation
-from cluster.metrics import Totals
 from cluster.place import Shape
-from cluster.records import check_readable
 from cluster.settings import EvaluationSettings, StageSettings
 from cluster.track import Tracker, default_uri
-from jobs import report, schema
+from jobs import publish, report, schema, tables, testing
 from jobs.check import Checked
 from jobs.plan import Action, Decision, plan
-from jobs.report import Row
+from jobs.results import Result
 from jobs.store import Finished, StageFolder, read_json, read_text, write_json, write_text
+from jobs.testing import Model, Test
 from jobs.watch import Watch
 from pipelines.errors import SettingsError, TrainingError
 from pipelines.location import Location
@@ -62,8 +58,8 @@ def decisions(checked: Checked, only: str | None, fresh: bool) -> list[Decision]
     return plan(checked.order, states, wanted, fresh)
 
 
-def run(checked: Checked, only: str | None = None, fresh: bool = False) -> list[Row]:
-    """Runs the job to its end and returns the rows of its tests. Raises VerydeepError."""
+def run(checked: Checked, only: str | None = None, fresh: bool = False) -> list[Result]:
+    """Runs the job to its end and returns the results of its tests. Raises VerydeepError."""
     todo = decisions(checked, only, fresh)
     uri = default_uri(checked.job.root)
     watch = Watch()
@@ -77,15 +73,15 @@ def run(checked: Checked, only: str | None = None, fresh: bool = False) -> list[
             chain = _Chain(checked, shape, watch, tracker, parent)
             for decision in todo:
                 chain.stage(decision)
-            rows = chain.tests() if only is None else []
+            found = chain.tests() if only is None else []
     finally:
         watch.done()
         launch.disconnect()
-    if rows:
-        watch.say(f"\n{report.text(rows)}\n")
+    if found:
+        watch.say(f"\n{tables.text(found)}\n")
     watch.say(f"Checkpoints and results: {checked.store.root}")
     watch.say(f"All runs in MLflow:      {_ui(tracker.uri)}")
-    return rows
+    return found
 
 
 @contextmanager
@@ -98,12 +94,8 @@ def _tracked(checked: Checked, uri: str) -> Iterator[tuple[Tracker, str]]:
         parent = _open(tracker, store.root / "job.json", job.name, None, {"job": job.name})
         write_text(store.root / "job.yaml", schema.resolved(job))
         tracker.artifact(parent, store.root / "job.yaml")
-        try:
+        with tracker.ending(parent):
             yield tracker, parent
-        except BaseException as error:
-            tracker.end_run(parent, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-            raise
-        tracker.end_run(parent, "FINISHED")
     finally:
         tracker.close()
 
@@ -174,19 +166,16 @@ class _Chain:
                 unreadable[record["name"]] = record["reason"]
             self._listen(run, record)
 
-        try:
-            launch.train_stage(stage, self._shape, job.cluster, listen)
-            progress = folder.progress()
-            if progress.step or not schedule.finished(settings, progress.accuracies):
-                raise TrainingError(f"stage {folder.name}: its last checkpoint has vanished from {folder.path}")
-        except BaseException as error:
-            self._list_unreadable(run, folder, unreadable)
-            self._tracker.end_run(run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-            raise
-        self._list_unreadable(run, folder, unreadable)
-        finished = folder.finish(progress, settings.deliver)
-        self._tracker.artifact(run, finished.delivered, "checkpoints")
-        self._tracker.end_run(run, "FINISHED")
+        with self._tracker.ending(run):
+            try:
+                launch.train_stage(stage, self._shape, job.cluster, listen)
+                progress = folder.progress()
+                if progress.step or not schedule.finished(settings, progress.accuracies):
+                    raise TrainingError(f"stage {folder.name}: its last checkpoint has vanished from {folder.path}")
+            finally:
+                self._list_unreadable(run, folder, unreadable)
+            finished = folder.finish(progress, settings.deliver)
+            self._tracker.artifact(run, finished.delivered, "checkpoints")
         return finished
 
     def _list_unreadable(self, run: str, folder: StageFolder, unreadable: dict[str, str]) -> None:
@@ -210,55 +199,30 @@ class _Chain:
             name = f"rows_read_per_row_used.worker_{record['rank']}"
             self._tracker.metrics(run, {name: record["read_per_used"]}, record["epoch"], record["time"])
 
-    def tests(self) -> list[Row]:
-        """Carries out the job's tests, except those whose result is known; writes and tracks their table."""
-        rows = [
-            self._test(name, model, settings)
-            for name, settings in self._checked.job.evaluations.items()
-            for model in settings.models
-        ]
-        if rows:
-            root = self._checked.store.root
-            for file, content in (("results.csv", report.as_csv(rows)), ("results.md", report.markdown(rows))):
-                write_text(root / file, content)
-                self._tracker.artifact(self._parent, root / file)
-        return rows
+    def tests(self) -> list[Result]:
+        """Carries out the job's tests, as far as their posteriors are not known; writes and tracks their tables."""
+        checked, root = self._checked, self._checked.store.root
+        todo = [self._test(name, settings) for name, settings in checked.job.evaluations.items()]
+        if not todo:
+            return []
+        self._watch.say("\ntests")
+        most = min(checked.job.stages[model.name].max_unreadable for test in todo for model in test.models)
+        found = testing.carry_out(todo, checked.validation, root / "tests", self._shape, self._watch, most)
+        publish.publish(found, root, self._tracker, self._parent)
+        for result in found:
+            if result.model in self._runs:  # a stage by itself
+                values = publish.errors(result, with_mode=True)
+                run = self._runs[result.model]
+                self._tracker.metrics(run, {f"test.{result.test}.{key}": value for key, value in values.items()}, 0)
+        return found
 
-    def _test(self, name: str, model: str, settings: EvaluationSettings) -> Row:
-        trained = self._checked.job.stages[model]
-        scales = views.scales_of(settings.scales, trained.scale, trained.input_size)
-        mirror = trained.flip if settings.mirror is None else settings.mirror
-        test = Evaluation(self._finished[model].delivered.absolute, self._checked.data.val, scales, mirror)
-        totals = self._totals(test, f"{name}: {model}")
-        check_readable(totals, totals.images, trained.max_unreadable)
-        row = Row(name, model, trained.net, trained.scale, scales, totals)
-        errors = {
-            "top1_error": 1 - totals.accuracy,
-            "top5_error": 1 - totals.accuracy5,
-            "unreadable_images": totals.unreadable,
-        }
-        self._tracker.metrics(self._parent, {f"{name}.{model}.{key}": value for key, value in errors.items()}, 0)
-        if self._runs.get(model):
-            self._tracker.metrics(self._runs[model], {f"test.{name}.{key}": value for key, value in errors.items()}, 0)
-        return row
+    def _test(self, name: str, settings: EvaluationSettings) -> Test:
+        models = tuple(self._model(stage) for stage in dict.fromkeys(settings.models))
+        return Test(name, models, tuple(settings.mode), settings.scales, settings.mirror, settings.fuse)
 
-    def _totals(self, test: Evaluation, what: str) -> Totals:
-        """The result of a test, from the storage if the same net was tested in the same way on the same data."""
-        rows, data = self._checked.validation.rows, self._checked.validation.manifest.fingerprint
-        net = checkpoint.read_head(Location.of(test.checkpoint)).seal
-        identity = f"{net} {data} {test.scales} {test.mirror}"
-        note = self._checked.store.root / "tests" / f"{sha256(identity.encode()).hexdigest()[:16]}.json"
-        known = read_json(note)
-        if known is not None:
-            return Totals(**known)
-        self._watch.begin(what, rows * len(test.scales))
-        totals = launch.run_evaluation(test, self._shape, rows, self._watch.listen)
-        self._watch.done()
-        write_json(note, asdict(totals))
-        unreadable = f", {totals.unreadable} cannot be decoded" if totals.unreadable else ""
-        right = f"{totals.top1} of {totals.images} right{unreadable}"
-        self._watch.say(f"{what}: Q {' '.join(map(str, test.scales))}, {right}")
-        return totals
+    def _model(self, stage: str) -> Model:
+        place = self._finished[stage].delivered
+        return Model(stage, place, nets.look(place))
 
 
 def _named(record: dict[str, Any], names: dict[str, str]) -> dict[str, float]:

@@ -54,6 +54,7 @@ class Job(Settings):
         return Location.of(self.storage)
 
 
+_CROSS_CHECKED = {*StageSettings.model_fields, *EvaluationSettings.model_fields}
 _KEYS = ("name", "data", "storage", "cluster", "checkpoints", "train", "stages", "evaluations")
 
 
@@ -187,7 +188,7 @@ class _Document:
                 shown = f", not {error['input']!r}" if not isinstance(error["input"], dict | list) else ""
                 own, colon, rest = message.partition(": ")
                 own_path = tuple(own.split("."))
-                if colon and own_path[0] in StageSettings.model_fields:  # a check across fields names the one at fault
+                if colon and own_path[0] in _CROSS_CHECKED:  # a check across fields names the one at fault
                     path, message, shown = (*path, *own_path), rest, ""
                 yield self._problem(path, message + (shown if "not " not in message else ""))
 

@@ -3,7 +3,9 @@
 runs/<job>/job.yaml                  the job with every setting written out
 runs/<job>/job.json                  the job's run in MLflow
 runs/<job>/<stage>-<key>/            one stage: checkpoints, run.json (its run in MLflow), and last, done.json
-runs/<job>/results.csv, results.md   the tests
+runs/<job>/tests/*.parquet           the tests' posteriors
+runs/<job>/results.*                 their tables (csv, md), and the same for programs (json)
+runs/<job>/report.html               all of it to look at
 """
 
 import json
@@ -51,7 +53,7 @@ class StageFolder:
         try:
             self.path.delete_folder()
         except OSError as error:
-            raise ClusterError(f"storage: {self.path} cannot be deleted: {_reason(error)}") from error
+            raise ClusterError(f"storage: {self.path} cannot be deleted: {reason(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Store:
             probe.write(b"")
             probe.delete()
         except OSError as error:
-            raise ClusterError(f"storage: {self.root} cannot be written: {_reason(error)}") from error
+            raise ClusterError(f"storage: {self.root} cannot be written: {reason(error)}") from error
 
     def stage(self, name: str, key: str) -> StageFolder:
         return StageFolder(self.root / f"{name}-{key[:12]}", name, key)
@@ -113,7 +115,7 @@ def write_text(place: Location, content: str) -> None:
     try:
         place.write(content.encode())
     except OSError as error:
-        raise ClusterError(f"storage: {place} cannot be written: {_reason(error)}") from error
+        raise ClusterError(f"storage: {place} cannot be written: {reason(error)}") from error
 
 
 def read_text(place: Location) -> str | None:
@@ -123,7 +125,7 @@ def read_text(place: Location) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise ClusterError(f"storage: {place} cannot be read: {_reason(error)}") from error
+        raise ClusterError(f"storage: {place} cannot be read: {reason(error)}") from error
 
 
 def read_json(place: Location) -> dict[str, Any] | None:
@@ -136,5 +138,6 @@ def read_json(place: Location) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _reason(error: OSError) -> str:
+def reason(error: OSError) -> str:
+    """In words, for a line of ours."""
     return error.strerror or first_line(error)

@@ -1,0 +1,38 @@
+"""What tests came to, for people and programs: tables in the folder of results and in MLflow."""
+
+import json
+from collections.abc import Sequence
+
+from cluster.track import Tracker
+from jobs import results, tables
+from jobs.results import Result
+from jobs.store import write_text
+from pipelines.location import Location
+
+
+def publish(found: Sequence[Result], folder: Location, tracker: Tracker, run: str) -> None:
+    """results.csv, .md and .json in the folder; these, a table and the errors as metrics in the MLflow run.
+
+    Raises ClusterError.
+    """
+    content = {
+        "results.csv": tables.as_csv(found),
+        "results.md": tables.markdown(found),
+        "results.json": json.dumps(results.to_json(found), indent=1) + "\n",
+    }
+    for file, text in content.items():
+        write_text(folder / file, text)
+        tracker.artifact(run, folder / file)
+    tracker.table(run, tables.columns(found), "results_table.json")
+    for result in found:
+        name = f"{result.test}.{result.model}"
+        several = len({other.mode for other in found if other.test == result.test}) > 1
+        tracker.metrics(run, {f"{name}.{key}": value for key, value in errors(result, several).items()}, 0)
+
+
+def errors(result: Result, with_mode: bool) -> dict[str, float]:
+    """As metrics; `with_mode`: the mode is part of their names, since the test has several."""
+    mode = f"{result.mode}." if with_mode else ""
+    t = result.totals
+    found = {"top1_error": 1 - t.accuracy, "top5_error": 1 - t.accuracy5, "unreadable_images": float(t.unreadable)}
+    return {f"{mode}{key}": value for key, value in found.items()}

@@ -1,0 +1,184 @@
+"""The paper's tests of nets: posteriors that are known are read, the others computed and kept; then averaged.
+
+Posteriors lie in one folder, a file for each net, mode and Q: `e-jitter-dense-384-<key>.parquet`. The key stands for
+all that determines them, so that another test, of other scales or nets fused, takes what is there.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from typing import Any
+
+from cluster import launch, posteriors
+from cluster.evaluate import Evaluation
+from cluster.metrics import Totals
+from cluster.nets import Label
+from cluster.place import Shape
+from cluster.posteriors import Posteriors
+from cluster.records import check_readable
+from cluster.views import Scales, TestMode, View, scales_of, views
+from jobs.results import Result, Subject
+from jobs.store import reason
+from jobs.watch import Watch
+from pipelines.errors import ClusterError, SettingsError
+from pipelines.location import Location
+from pipelines.shards import DataSet
+
+# Raised whenever a test of the same net on the same images gives other posteriors than before.
+_TEST_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Model:
+    """A net to be tested: what it is called, its file, and what is known of it."""
+
+    name: str
+    file: Location
+    label: Label
+
+
+@dataclass(frozen=True)
+class Test:
+    """Each of the models in each of the modes, or with `fuse` the mean of all of them.
+
+    `mirror`: average with the mirror image; None: as in training.
+    """
+
+    name: str
+    models: tuple[Model, ...]
+    modes: tuple[TestMode, ...]
+    scales: Scales = "single"
+    mirror: bool | None = None
+    fuse: bool = False
+
+    def views(self, model: Model, mode: TestMode) -> tuple[View, ...]:
+        card = model.label.card
+        mirror = card.flip if self.mirror is None else self.mirror
+        return views(mode, self.scales_of(model), mirror)
+
+    def scales_of(self, model: Model) -> tuple[int, ...]:
+        card = model.label.card
+        return scales_of(self.scales, card.scale, card.input_size)
+
+    @property
+    def groups(self) -> list[tuple[Model, ...]]:
+        """The models whose posteriors are averaged, for each line of the table."""
+        return [self.models] if self.fuse else [(model,) for model in self.models]
+
+
+def carry_out(
+    tests: Sequence[Test], data: DataSet, folder: Location, on: Shape, watch: Watch, most_unreadable: float
+) -> list[Result]:
+    """A result for each line of the tests' tables. Raises VerydeepError.
+
+    `most_unreadable`: the share of images that may turn out not to be decodable.
+    """
+    for model, wanted in _needed(tests):
+        _complete(model, wanted, data, folder, on, watch)
+    results = []
+    for test in tests:
+        for group in test.groups:
+            for mode in test.modes:
+                result = _result(test, group, mode, data, folder)
+                check_readable(result.totals, result.totals.images, most_unreadable)
+                results.append(result)
+    return results
+
+
+def check(model: Model, data: DataSet, scales: Scales) -> None:
+    """Raises SettingsError if the model cannot be tested on the data, or not at these scales."""
+    card, classes = model.label.card, data.manifest.classes
+    if (model.label.named and card.classes != classes) or len(card.classes) != len(classes):
+        raise SettingsError(
+            f"{model.file} tells {len(card.classes)} classes apart ({_some(card.classes)}), "
+            f"{data.location} has {len(classes)} ({_some(classes)})"
+        )
+    for q in scales_of(scales, card.scale, card.input_size):
+        if q < card.input_size:
+            raise SettingsError(f"Q = {q} is smaller than the crop that {model.file} takes, {card.input_size}")
+
+
+def _some(classes: Sequence[str]) -> str:
+    return ", ".join(classes[:3]) + ", ..." * (len(classes) > 3)
+
+
+def averaged(folder: Location, result: Result) -> Posteriors:
+    """What a result was counted from. Raises DataError: a file is not there any more, or damaged."""
+    means = (
+        posteriors.average(posteriors.read(folder / name) for name in subject.posteriors) for subject in result.subjects
+    )
+    return posteriors.average(means)
+
+
+def _needed(tests: Iterable[Test]) -> list[tuple[Model, list[View]]]:
+    """All that the tests look at, once."""
+    models: dict[str, Model] = {}
+    needed: dict[str, dict[View, None]] = {}
+    for test in tests:
+        for model in test.models:
+            models.setdefault(model.label.seal, model)
+            for mode in test.modes:
+                needed.setdefault(model.label.seal, {}).update(dict.fromkeys(test.views(model, mode)))
+    return [(models[seal], list(found)) for seal, found in needed.items()]
+
+
+def _complete(model: Model, wanted: list[View], data: DataSet, folder: Location, on: Shape, watch: Watch) -> None:
+    """Computes what the folder lacks, and keeps it, one scale after the other."""
+    there = _there(folder)
+    missing = [view for view in wanted if _key(model, view, data) not in there]
+    for scale in dict.fromkeys(view.scale for view in missing):
+        group = tuple(view for view in missing if view.scale == scale)
+        what = f"{model.name}: {' and '.join(view.mode for view in group)} at Q = {scale}"
+        watch.begin(what, data.rows * len(group))
+        test = Evaluation(model.file.absolute, data.location.absolute, group)
+        found = launch.run_evaluation(test, on, watch.listen)
+        watch.done()
+        for view, scores in found.items():
+            place = folder / f"{model.name}-{view.mode}-{scale}-{_key(model, view, data)}.parquet"
+            _keep(place, replace(scores, origin=_origin(model, view)))
+            totals = scores.totals
+            unreadable = f", {totals.unreadable} cannot be decoded" if totals.unreadable else ""
+            watch.say(f"{model.name}: {view.mode}, Q = {scale}: {totals.top1} of {totals.images} right{unreadable}")
+
+
+def _result(test: Test, group: tuple[Model, ...], mode: TestMode, data: DataSet, folder: Location) -> Result:
+    there = _there(folder)
+    subjects = []
+    for model in group:
+        card = model.label.card
+        files = tuple(there[_key(model, view, data)] for view in test.views(model, mode))
+        scales = test.scales_of(model)
+        subjects.append(
+            Subject(model.name, card.net, card.scale, scales, files, card.input_size, card.width, card.batch_norm)
+        )
+    result = Result(test.name, tuple(subjects), mode, len(data.manifest.classes), Totals(0, 0.0, 0, 0))
+    return replace(result, totals=averaged(folder, result).totals)
+
+
+def _keep(place: Location, scores: Posteriors) -> None:
+    """Raises ClusterError."""
+    try:
+        posteriors.write(place, scores)
+    except OSError as error:
+        raise ClusterError(f"storage: {place} cannot be written: {reason(error)}") from error
+
+
+def _origin(model: Model, view: View) -> dict[str, Any]:
+    card = model.label.card
+    net = {"model": model.name, "seal": model.label.seal, "net": card.net, "trained": card.scale}
+    return {**net, **asdict(view)}
+
+
+def _key(model: Model, view: View, data: DataSet) -> str:
+    content = [_TEST_VERSION, model.label.seal, data.manifest.fingerprint, asdict(view)]
+    return sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _there(folder: Location) -> dict[str, str]:
+    """The names of files of posteriors by their keys. Raises ClusterError."""
+    try:
+        names = [name for name in folder.files() if name.endswith(".parquet")]
+    except OSError as error:
+        raise ClusterError(f"storage: {folder} cannot be read: {reason(error)}") from error
+    return {name.removesuffix(".parquet").rpartition("-")[2]: name for name in sorted(names)}

@@ -324,7 +324,7 @@ def _scales(value: Any) -> Any:
 class EvaluationSettings(Settings):
     """One of the paper's tests (section 3.2)."""
 
-    models: list[str] = Field(min_length=1, description="stages whose nets are tested")
+    models: list[str] = Field(min_length=1, description="stages whose nets are tested, or files of nets")
     mode: Annotated[list[TestMode], BeforeValidator(_listed)] = Field(
         ["dense"],
         description="one or several. dense: the net over the whole image; multi-crop: the mean over 5 x 5 crops and "

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from cluster import checkpoint
 from cluster.settings import StageSettings
-from jobs import fingerprint, graph
+from jobs import checkpoints, fingerprint, graph
+from jobs.checkpoints import Model
 from jobs.plan import State
-from jobs.schema import Data, Job, frozen_at_random, start_file
+from jobs.schema import Data, Job, frozen_at_random, is_file, start_file
 from jobs.store import StageFolder, Store
 from pipelines import sources
-from pipelines.errors import DataError, SettingsError, first_line
+from pipelines.errors import CheckpointError, DataError, SettingsError, first_line
 from pipelines.location import Location
 from pipelines.prepare import prepare
 from pipelines.schema import MANIFEST, VERSION
@@ -32,6 +33,7 @@ class Checked:
     validation: DataSet
     order: list[str]
     folders: dict[str, StageFolder]
+    files: dict[str, Model]  # that tests name, beside stages
 
     def states(self) -> dict[str, State]:
         states = {}
@@ -74,7 +76,7 @@ def check(job: Job) -> Checked:
             _start_key(name, stage, folders, training.manifest.classes),
         )
         folders[name] = store.stage(name, key)
-    return Checked(job, store, data, training, validation, order, folders)
+    return Checked(job, store, data, training, validation, order, folders, _tested_files(job, validation))
 
 
 def data_sets(job: Job) -> Data:
@@ -112,6 +114,20 @@ def _start_key(
     if (problem := frozen_at_random(stage, card.net)) is not None:
         raise SettingsError(f"stages.{name}.freeze: {problem}")
     return head.seal
+
+
+def _tested_files(job: Job, data: DataSet) -> dict[str, Model]:
+    """The nets out of files that the job's tests name. Raises SettingsError or CheckpointError."""
+    found: dict[str, Model] = {}
+    for name, test in job.evaluations.items():
+        for file in filter(is_file, test.models):
+            where = f"evaluations.{name}.models"
+            try:
+                found[file] = checkpoints.model(file)
+                checkpoints.check(found[file], data, test.scales)
+            except (CheckpointError, SettingsError) as error:
+                raise type(error)(f"{where}: {error}") from error
+    return found
 
 
 def _classes(classes: tuple[str, ...]) -> str:

@@ -1,16 +1,29 @@
-"""How a net is named on the command line: by its file, or by the folder of a job's stage."""
+"""Nets that are named by their file, or by the folder of a job's stage."""
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import PurePosixPath
 
 from cluster import checkpoint, nets
+from cluster.nets import Label
+from cluster.views import Scales, scales_of
 from jobs.store import read_json
-from jobs.testing import Model
-from pipelines.errors import CheckpointError, DataError
+from pipelines.errors import CheckpointError, DataError, SettingsError
 from pipelines.location import Location
+from pipelines.shards import DataSet
 
 _STAGE = re.compile(r"(.+)-[0-9a-f]{12}")  # a stage's folder
+
+
+@dataclass(frozen=True)
+class Model:
+    """A net to be tested: what it is called, its file, and what is known of it."""
+
+    name: str
+    file: Location
+    label: Label
 
 
 def net_file(text: str) -> Location:
@@ -36,17 +49,20 @@ def net_file(text: str) -> Location:
     return files[max(files)]
 
 
+def model(text: str) -> Model:
+    """Raises CheckpointError."""
+    place = net_file(text)
+    return Model(name_of(place), place, nets.look(place))
+
+
 def models(texts: Sequence[str]) -> tuple[Model, ...]:
     """Each under a name of its own. Raises CheckpointError."""
     found: dict[str, Model] = {}
     for text in dict.fromkeys(texts):
-        place = net_file(text)
-        name = unique = name_of(place)
-        number = 1
-        while unique in found:
-            number += 1
-            unique = f"{name}-{number}"
-        found[unique] = Model(unique, place, nets.look(place))
+        named = model(text)
+        names = chain([named.name], (f"{named.name}-{n}" for n in count(2)))
+        name = next(name for name in names if name not in found)
+        found[name] = replace(named, name=name)
     return tuple(found.values())
 
 
@@ -55,3 +71,20 @@ def name_of(place: Location) -> str:
     path = PurePosixPath(place.path)
     stage = _STAGE.fullmatch(path.parent.name)
     return stage[1] if stage else path.stem
+
+
+def check(model: Model, data: DataSet, scales: Scales) -> None:
+    """Raises SettingsError if the model cannot be tested on the data, or not at these scales."""
+    card, classes = model.label.card, data.manifest.classes
+    if (model.label.named and card.classes != classes) or len(card.classes) != len(classes):
+        raise SettingsError(
+            f"{model.file} tells {len(card.classes)} classes apart ({_some(card.classes)}), "
+            f"{data.location} has {len(classes)} ({_some(classes)})"
+        )
+    for q in scales_of(scales, card.scale, card.input_size):
+        if q < card.input_size:
+            raise SettingsError(f"Q = {q} is smaller than the crop that {model.file} takes, {card.input_size}")
+
+
+def _some(classes: Sequence[str]) -> str:
+    return ", ".join(classes[:3]) + ", ..." * (len(classes) > 3)

@@ -58,13 +58,13 @@ def evaluate(options: argparse.Namespace) -> None:
     data = DataSet.open(options.data)
     from cluster import interrupt, launch, place  # slow imports: what is wrong is told of at once
     from jobs import publish, tables, testing
-    from jobs.checkpoints import models
+    from jobs.checkpoints import check, models
     from jobs.testing import Test
     from jobs.watch import Watch
 
     nets = models(options.checkpoints)
     for model in nets:
-        testing.check(model, data, scales)
+        check(model, data, scales)
     tests = [Test("each", nets, modes, scales, options.mirror)]
     if len(nets) > 1:
         tests.append(Test("fused", nets, modes, scales, options.mirror, fuse=True))

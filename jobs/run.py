@@ -206,7 +206,8 @@ class _Chain:
         if not todo:
             return []
         self._watch.say("\ntests")
-        most = min(checked.job.stages[model.name].max_unreadable for test in todo for model in test.models)
+        tested = {model.name for test in todo for model in test.models} & checked.job.stages.keys()
+        most = min((checked.job.stages[name].max_unreadable for name in tested), default=0.01)
         found = testing.carry_out(todo, checked.validation, root / "tests", self._shape, self._watch, most)
         publish.publish(found, root, self._tracker, self._parent)
         for result in found:
@@ -217,7 +218,7 @@ class _Chain:
         return found
 
     def _test(self, name: str, settings: EvaluationSettings) -> Test:
-        models = tuple(self._model(stage) for stage in dict.fromkeys(settings.models))
+        models = tuple(self._checked.files.get(model) or self._model(model) for model in dict.fromkeys(settings.models))
         return Test(name, models, tuple(settings.mode), settings.scales, settings.mirror, settings.fuse)
 
     def _model(self, stage: str) -> Model:

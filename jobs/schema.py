@@ -279,6 +279,8 @@ def _contradictions(job: Job) -> Iterator[tuple[Path_, str]]:
     yield from _cycles(job)
     for name, test in job.evaluations.items():
         for i, model in enumerate(test.models):
+            if is_file(model):
+                continue
             if model not in job.stages:
                 yield ("evaluations", name, "models", i), f"no stage is called {model!r}; {_hint(model, names)}"
                 continue

@@ -13,29 +13,20 @@ from typing import Any
 from cluster import launch, posteriors
 from cluster.evaluate import Evaluation
 from cluster.metrics import Totals
-from cluster.nets import Label
 from cluster.place import Shape
 from cluster.posteriors import Posteriors
 from cluster.records import check_readable
 from cluster.views import Scales, TestMode, View, scales_of, views
+from jobs.checkpoints import Model
 from jobs.results import Result, Subject
 from jobs.store import reason
 from jobs.watch import Watch
-from pipelines.errors import ClusterError, SettingsError
+from pipelines.errors import ClusterError
 from pipelines.location import Location
 from pipelines.shards import DataSet
 
 # Raised whenever a test of the same net on the same images gives other posteriors than before.
 _TEST_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Model:
-    """A net to be tested: what it is called, its file, and what is known of it."""
-
-    name: str
-    file: Location
-    label: Label
 
 
 @dataclass(frozen=True)
@@ -84,23 +75,6 @@ def carry_out(
                 check_readable(result.totals, result.totals.images, most_unreadable)
                 results.append(result)
     return results
-
-
-def check(model: Model, data: DataSet, scales: Scales) -> None:
-    """Raises SettingsError if the model cannot be tested on the data, or not at these scales."""
-    card, classes = model.label.card, data.manifest.classes
-    if (model.label.named and card.classes != classes) or len(card.classes) != len(classes):
-        raise SettingsError(
-            f"{model.file} tells {len(card.classes)} classes apart ({_some(card.classes)}), "
-            f"{data.location} has {len(classes)} ({_some(classes)})"
-        )
-    for q in scales_of(scales, card.scale, card.input_size):
-        if q < card.input_size:
-            raise SettingsError(f"Q = {q} is smaller than the crop that {model.file} takes, {card.input_size}")
-
-
-def _some(classes: Sequence[str]) -> str:
-    return ", ".join(classes[:3]) + ", ..." * (len(classes) > 3)
 
 
 def averaged(folder: Location, result: Result) -> Posteriors:

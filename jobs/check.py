@@ -1,7 +1,7 @@
 """All that can be found wrong with a job before a worker starts: data sets, classes, what stages start from."""
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster import checkpoint
@@ -123,8 +123,10 @@ def _tested_files(job: Job, data: DataSet) -> dict[str, Model]:
         for file in filter(is_file, test.models):
             where = f"evaluations.{name}.models"
             try:
-                found[file] = checkpoints.model(file)
-                checkpoints.check(found[file], data, test.scales)
+                model = checkpoints.model(file)
+                name = model.file.name if model.name in job.stages else model.name
+                found[file] = replace(model, name=name)
+                checkpoints.check(model, data, test.scales)
             except (CheckpointError, SettingsError) as error:
                 raise type(error)(f"{where}: {error}") from error
     return found

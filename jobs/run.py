@@ -13,10 +13,11 @@ from cluster.settings import EvaluationSettings, StageSettings
 from cluster.track import Tracker, default_uri
 from jobs import publish, report, schema, tables, testing
 from jobs.check import Checked
+from jobs.checkpoints import Model
 from jobs.plan import Action, Decision, plan
 from jobs.results import Result
 from jobs.store import Finished, StageFolder, read_json, read_text, write_json, write_text
-from jobs.testing import Model, Test
+from jobs.testing import Test
 from jobs.watch import Watch
 from pipelines.errors import SettingsError, TrainingError
 from pipelines.location import Location

@@ -124,8 +124,8 @@ def _tested_files(job: Job, data: DataSet) -> dict[str, Model]:
             where = f"evaluations.{name}.models"
             try:
                 model = checkpoints.model(file)
-                name = model.file.name if model.name in job.stages else model.name
-                found[file] = replace(model, name=name)
+                own = model.file.name if model.name in job.stages else model.name
+                found[file] = replace(model, name=own)
                 checkpoints.check(model, data, test.scales)
             except (CheckpointError, SettingsError) as error:
                 raise type(error)(f"{where}: {error}") from error

@@ -16,11 +16,11 @@ from cluster.place import Shape
 from cluster.records import check_readable
 from cluster.settings import EvaluationSettings, StageSettings
 from cluster.track import Tracker, default_uri
-from jobs import report, schema
+from jobs import results, schema, tables
 from jobs.check import Checked
 from jobs.plan import Action, Decision, plan
-from jobs.report import Row
-from jobs.store import Finished, StageFolder, read_json, read_text, write_json, write_text
+from jobs.results import Result, Subject, scale_text
+from jobs.store import RESULTS, Finished, StageFolder, read_json, read_text, write_json, write_text
 from jobs.watch import Watch
 from pipelines.errors import SettingsError, TrainingError
 from pipelines.location import Location
@@ -62,8 +62,8 @@ def decisions(checked: Checked, only: str | None, fresh: bool) -> list[Decision]
     return plan(checked.order, states, wanted, fresh)
 
 
-def run(checked: Checked, only: str | None = None, fresh: bool = False) -> list[Row]:
-    """Runs the job to its end and returns the rows of its tests. Raises VerydeepError."""
+def run(checked: Checked, only: str | None = None, fresh: bool = False) -> list[Result]:
+    """Runs the job to its end and returns what its tests came to. Raises VerydeepError."""
     todo = decisions(checked, only, fresh)
     uri = default_uri(checked.job.root)
     watch = Watch()
@@ -72,20 +72,21 @@ def run(checked: Checked, only: str | None = None, fresh: bool = False) -> list[
     try:
         shape = place.shape(checked.job.cluster)
         checked.store.create()
+        checked.store.note_stages(checked.folders)
         watch.say(f"Ray: {cluster}; {shape}")
         with interrupt.raised(), _tracked(checked, uri) as (tracker, parent):
             chain = _Chain(checked, shape, watch, tracker, parent)
             for decision in todo:
                 chain.stage(decision)
-            rows = chain.tests() if only is None else []
+            found = chain.tests() if only is None else []
     finally:
         watch.done()
         launch.disconnect()
-    if rows:
-        watch.say(f"\n{report.text(rows)}\n")
+    if found:
+        watch.say(f"\n{tables.text(tables.tables(found))}\n")
     watch.say(f"Checkpoints and results: {checked.store.root}")
     watch.say(f"All runs in MLflow:      {_ui(tracker.uri)}")
-    return rows
+    return found
 
 
 @contextmanager
@@ -195,8 +196,8 @@ class _Chain:
             path = folder.path / "unreadable.csv"
             before = read_text(path)  # of an earlier attempt
             if before is not None:
-                unreadable = {**dict(report.csv_lines(before)), **unreadable}
-            write_text(path, report.csv_text([("image", "reason"), *sorted(unreadable.items())]))
+                unreadable = {**dict(tables.csv_lines(before)), **unreadable}
+            write_text(path, tables.csv_text([("image", "reason"), *sorted(unreadable.items())]))
             self._tracker.artifact(run, path)
 
     def _listen(self, run: str, record: dict[str, Any]) -> None:
@@ -210,28 +211,31 @@ class _Chain:
             name = f"rows_read_per_row_used.worker_{record['rank']}"
             self._tracker.metrics(run, {name: record["read_per_used"]}, record["epoch"], record["time"])
 
-    def tests(self) -> list[Row]:
-        """Carries out the job's tests, except those whose result is known; writes and tracks their table."""
-        rows = [
+    def tests(self) -> list[Result]:
+        """Carries out the job's tests, except those whose result is known; writes and tracks their tables."""
+        found = [
             self._test(name, model, settings)
             for name, settings in self._checked.job.evaluations.items()
             for model in settings.models
         ]
-        if rows:
-            root = self._checked.store.root
-            for file, content in (("results.csv", report.as_csv(rows)), ("results.md", report.markdown(rows))):
+        if found:
+            root, shown = self._checked.store.root, tables.tables(found)
+            write_json(root / RESULTS, results.to_json(found))
+            for file, content in (("results.csv", tables.as_csv(shown)), ("results.md", tables.markdown(shown))):
                 write_text(root / file, content)
                 self._tracker.artifact(self._parent, root / file)
-        return rows
+        return found
 
-    def _test(self, name: str, model: str, settings: EvaluationSettings) -> Row:
+    def _test(self, name: str, model: str, settings: EvaluationSettings) -> Result:
         trained = self._checked.job.stages[model]
         scales = views.scales_of(settings.scales, trained.scale, trained.input_size)
         mirror = trained.flip if settings.mirror is None else settings.mirror
         test = Evaluation(self._finished[model].delivered.absolute, self._checked.data.val, scales, mirror)
         totals = self._totals(test, f"{name}: {model}")
         check_readable(totals, totals.images, trained.max_unreadable)
-        row = Row(name, model, trained.net, trained.scale, scales, totals)
+        kind = trained.input_size, trained.width, trained.batch_norm
+        subject = Subject(model, trained.net, trained.scale, scales, (), *kind)
+        classes = len(self._checked.validation.manifest.classes)
         errors = {
             "top1_error": 1 - totals.accuracy,
             "top5_error": 1 - totals.accuracy5,
@@ -240,7 +244,7 @@ class _Chain:
         self._tracker.metrics(self._parent, {f"{name}.{model}.{key}": value for key, value in errors.items()}, 0)
         if self._runs.get(model):
             self._tracker.metrics(self._runs[model], {f"test.{name}.{key}": value for key, value in errors.items()}, 0)
-        return row
+        return Result(name, (subject,), "dense", classes, totals)
 
     def _totals(self, test: Evaluation, what: str) -> Totals:
         """The result of a test, from the storage if the same net was tested in the same way on the same data."""
@@ -264,10 +268,6 @@ class _Chain:
 def _named(record: dict[str, Any], names: dict[str, str]) -> dict[str, float]:
     """What a record has of these, under their names in MLflow."""
     return {metric: record[key] for key, metric in names.items() if record.get(key) is not None}
-
-
-def scale_text(scale: tuple[int, int]) -> str:
-    return str(scale[0]) if scale[0] == scale[1] else f"{scale[0]} to {scale[1]}"
 
 
 def _ui(uri: str) -> str:

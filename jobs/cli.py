@@ -146,6 +146,7 @@ def _plan(options: argparse.Namespace) -> None:
     job = schema.load(options.job, options.changes)
     from cluster import schedule
     from jobs import check, run
+    from jobs.results import scale_text
 
     checked = check.check(job)
     for decision in run.decisions(checked, options.only, options.fresh):
@@ -153,7 +154,7 @@ def _plan(options: argparse.Namespace) -> None:
         steps = -(-checked.training.rows // stage.batch) * stage.epochs
         start = stage.init.source or "random weights"
         print(
-            f"{decision.stage:<12} net {stage.net:<6} S {run.scale_text(stage.scale):<10}  "
+            f"{decision.stage:<12} net {stage.net:<6} S {scale_text(stage.scale):<10}  "
             f"at most {stage.epochs} epochs, {steps} steps of {stage.batch}  from {start}: "
             f"{decision.action.value}, {decision.reason}"
         )

@@ -59,6 +59,7 @@ def evaluate(options: argparse.Namespace) -> None:
     from cluster import interrupt, launch, place  # slow imports: what is wrong is told of at once
     from jobs import publish, tables, testing
     from jobs.checkpoints import check, models
+    from jobs.store import TESTS
     from jobs.testing import Test
     from jobs.watch import Watch
 
@@ -74,12 +75,12 @@ def evaluate(options: argparse.Namespace) -> None:
     try:
         shape = place.shape(_cluster(options, sum(node.gpus for node in place.nodes())))
         with interrupt.raised(), _tracked(options, _name(data)) as (tracker, run):
-            found = testing.carry_out(tests, data, root / "tests", shape, watch, options.max_unreadable)
+            found = testing.carry_out(tests, data, root / TESTS, shape, watch, options.max_unreadable)
             publish.publish(found, root, tracker, run)
     finally:
         watch.done()
         launch.disconnect()
-    watch.say(f"\n{tables.text(found)}\n")
+    watch.say(f"\n{tables.text(tables.tables(found))}\n")
     watch.say(f"Tables and posteriors: {root}")
 
 

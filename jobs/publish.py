@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from cluster.track import Tracker
 from jobs import results, tables
 from jobs.results import Result
-from jobs.store import write_text
+from jobs.store import RESULTS, write_text
 from pipelines.location import Location
 
 
@@ -15,15 +15,16 @@ def publish(found: Sequence[Result], folder: Location, tracker: Tracker, run: st
 
     Raises ClusterError.
     """
+    shown = tables.tables(found)
     content = {
-        "results.csv": tables.as_csv(found),
-        "results.md": tables.markdown(found),
-        "results.json": json.dumps(results.to_json(found), indent=1) + "\n",
+        "results.csv": tables.as_csv(shown),
+        "results.md": tables.markdown(shown),
+        RESULTS: json.dumps(results.to_json(found), indent=1) + "\n",
     }
     for file, text in content.items():
         write_text(folder / file, text)
         tracker.artifact(run, folder / file)
-    tracker.table(run, tables.columns(found), "results_table.json")
+    tracker.table(run, tables.columns(shown), "results_table.json")
     for result in found:
         name = f"{result.test}.{result.model}"
         several = len({other.mode for other in found if other.test == result.test}) > 1

@@ -44,6 +44,11 @@ class Result:
         return "+".join(subject.model for subject in self.subjects)
 
 
+def scale_text(scale: tuple[int, int]) -> str:
+    """`256`, or `256 to 512`."""
+    return str(scale[0]) if scale[0] == scale[1] else f"{scale[0]} to {scale[1]}"
+
+
 def to_json(results: Sequence[Result]) -> dict[str, Any]:
     return {"results": [asdict(result) for result in results]}
 

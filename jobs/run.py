@@ -11,12 +11,12 @@ from cluster.attempt import Stage
 from cluster.place import Shape
 from cluster.settings import EvaluationSettings, StageSettings
 from cluster.track import Tracker, default_uri
-from jobs import publish, report, schema, tables, testing
+from jobs import publish, schema, tables, testing
 from jobs.check import Checked
 from jobs.checkpoints import Model
 from jobs.plan import Action, Decision, plan
-from jobs.results import Result
-from jobs.store import Finished, StageFolder, read_json, read_text, write_json, write_text
+from jobs.results import Result, scale_text
+from jobs.store import TESTS, Finished, StageFolder, read_json, read_text, write_json, write_text
 from jobs.testing import Test
 from jobs.watch import Watch
 from pipelines.errors import SettingsError, TrainingError
@@ -69,6 +69,7 @@ def run(checked: Checked, only: str | None = None, fresh: bool = False) -> list[
     try:
         shape = place.shape(checked.job.cluster)
         checked.store.create()
+        checked.store.note_stages(checked.folders)
         watch.say(f"Ray: {cluster}; {shape}")
         with interrupt.raised(), _tracked(checked, uri) as (tracker, parent):
             chain = _Chain(checked, shape, watch, tracker, parent)
@@ -79,7 +80,7 @@ def run(checked: Checked, only: str | None = None, fresh: bool = False) -> list[
         watch.done()
         launch.disconnect()
     if found:
-        watch.say(f"\n{tables.text(found)}\n")
+        watch.say(f"\n{tables.text(tables.tables(found))}\n")
     watch.say(f"Checkpoints and results: {checked.store.root}")
     watch.say(f"All runs in MLflow:      {_ui(tracker.uri)}")
     return found
@@ -185,8 +186,8 @@ class _Chain:
             path = folder.path / "unreadable.csv"
             before = read_text(path)  # of an earlier attempt
             if before is not None:
-                unreadable = {**dict(report.csv_lines(before)), **unreadable}
-            write_text(path, report.csv_text([("image", "reason"), *sorted(unreadable.items())]))
+                unreadable = {**dict(tables.csv_lines(before)), **unreadable}
+            write_text(path, tables.csv_text([("image", "reason"), *sorted(unreadable.items())]))
             self._tracker.artifact(run, path)
 
     def _listen(self, run: str, record: dict[str, Any]) -> None:
@@ -209,7 +210,7 @@ class _Chain:
         self._watch.say("\ntests")
         tested = {model.name for test in todo for model in test.models} & checked.job.stages.keys()
         most = min((checked.job.stages[name].max_unreadable for name in tested), default=0.01)
-        found = testing.carry_out(todo, checked.validation, root / "tests", self._shape, self._watch, most)
+        found = testing.carry_out(todo, checked.validation, root / TESTS, self._shape, self._watch, most)
         publish.publish(found, root, self._tracker, self._parent)
         for result in found:
             if result.model in self._runs:  # a stage by itself
@@ -230,10 +231,6 @@ class _Chain:
 def _named(record: dict[str, Any], names: dict[str, str]) -> dict[str, float]:
     """What a record has of these, under their names in MLflow."""
     return {metric: record[key] for key, metric in names.items() if record.get(key) is not None}
-
-
-def scale_text(scale: tuple[int, int]) -> str:
-    return str(scale[0]) if scale[0] == scale[1] else f"{scale[0]} to {scale[1]}"
 
 
 def _ui(uri: str) -> str:

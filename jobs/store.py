@@ -2,10 +2,11 @@
 
 runs/<job>/job.yaml                  the job with every setting written out
 runs/<job>/job.json                  the job's run in MLflow
+runs/<job>/stages.json               the keys of its stages: which folders are the job's as it is now
 runs/<job>/<stage>-<key>/            one stage: checkpoints, run.json (its run in MLflow), and last, done.json
-runs/<job>/tests/*.parquet           the tests' posteriors
-runs/<job>/results.*                 their tables (csv, md), and the same for programs (json)
-runs/<job>/report.html               all of it to look at
+runs/<job>/results.json              the tests; as tables, too: results.csv, results.md
+runs/<job>/tests/                    the posteriors of their nets
+runs/<job>/report.html               all of it as a page
 """
 
 import json
@@ -18,6 +19,8 @@ from cluster import checkpoint
 from cluster.checkpoint import Epoch, Progress
 from pipelines.errors import CheckpointError, ClusterError, DataError, first_line
 from pipelines.location import Location
+
+JOB, STAGES, RESULTS, TESTS, REPORT = "job.yaml", "stages.json", "results.json", "tests", "report.html"
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,15 @@ class Store:
 
     def stage(self, name: str, key: str) -> StageFolder:
         return StageFolder(self.root / f"{name}-{key[:12]}", name, key)
+
+    def note_stages(self, folders: dict[str, StageFolder]) -> None:
+        """For those who have the folder alone. Raises ClusterError."""
+        write_json(self.root / STAGES, {name: folder.key for name, folder in folders.items()})
+
+    def noted_stages(self) -> dict[str, StageFolder]:
+        """None before a run has noted them. Raises ClusterError."""
+        noted = read_json(self.root / STAGES) or {}
+        return {name: self.stage(name, key) for name, key in noted.items() if isinstance(key, str)}
 
 
 def write_json(place: Location, content: dict[str, Any]) -> None:

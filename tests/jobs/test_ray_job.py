@@ -1,5 +1,6 @@
 """The main job as users start it: `ray start --head`, then `ray job submit jobs/demo.yaml`. Some minutes."""
 
+import csv
 import os
 import re
 import shutil
@@ -102,9 +103,10 @@ def test_the_demo_reaches_its_accuracy_and_is_tracked(home: Path, ray_environmen
     assert children["e"].data.params["net"] == "E"
     assert children["e"].data.params["init.from"] == "a"
     assert 0.0 <= parent.data.metrics["multi-scale.e-jitter.top1_error"] <= 0.05
-    lines = (home / "verydeep/runs/demo/results.csv").read_text().splitlines()
-    assert [line.split(",")[1] for line in lines[1:]] == [*STAGES, "e-jitter"]
-    assert {line.split(",")[5] for line in lines[1:]} == {"359"}
+    with (home / "verydeep/runs/demo/results.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["model"] for line in lines] == [*STAGES, "e-jitter"]
+    assert {line["images"] for line in lines} == {"359"}
 
     again = submit(ROOT, ray_environment, "jobs/demo.yaml")
     assert again.count("done, finished after") == len(STAGES)

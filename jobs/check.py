@@ -127,7 +127,7 @@ def _tested_files(job: Job, data: DataSet) -> dict[str, Model]:
                 own = model.file.name if model.name in job.stages else model.name
                 found[file] = replace(model, name=own)
                 checkpoints.check(model, data, test.scales)
-            except (CheckpointError, SettingsError) as error:
+            except (CheckpointError, DataError, SettingsError) as error:
                 raise type(error)(f"{where}: {error}") from error
     return found
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import PurePosixPath
 
-from cluster import checkpoint, nets
+from cluster import checkpoint, evaluate, nets
+from cluster.evaluate import Evaluation
 from cluster.nets import Label
-from cluster.views import Scales, scales_of
+from cluster.views import Scales, scales_of, views
 from jobs.store import read_json
-from pipelines.errors import CheckpointError, DataError, SettingsError
+from pipelines.errors import CheckpointError, DataError
 from pipelines.location import Location
 from pipelines.shards import DataSet
 
@@ -74,17 +75,7 @@ def name_of(place: Location) -> str:
 
 
 def check(model: Model, data: DataSet, scales: Scales) -> None:
-    """Raises SettingsError if the model cannot be tested on the data, or not at these scales."""
-    card, classes = model.label.card, data.manifest.classes
-    if (model.label.named and card.classes != classes) or len(card.classes) != len(classes):
-        raise SettingsError(
-            f"{model.file} tells {len(card.classes)} classes apart ({_some(card.classes)}), "
-            f"{data.location} has {len(classes)} ({_some(classes)})"
-        )
-    for q in scales_of(scales, card.scale, card.input_size):
-        if q < card.input_size:
-            raise SettingsError(f"Q = {q} is smaller than the crop that {model.file} takes, {card.input_size}")
-
-
-def _some(classes: Sequence[str]) -> str:
-    return ", ".join(classes[:3]) + ", ..." * (len(classes) > 3)
+    """Raises DataError or SettingsError if the model cannot be tested on the data, or not at these scales."""
+    card = model.label.card
+    looks = views("dense", scales_of(scales, card.scale, card.input_size), False)
+    evaluate.check(Evaluation(str(model.file), str(data.location), looks), model.label, data.manifest)

@@ -60,15 +60,15 @@ def evaluate(options: argparse.Namespace) -> None:
     from jobs import publish, tables, testing
     from jobs.checkpoints import check, models
     from jobs.store import TESTS
-    from jobs.testing import Test
+    from jobs.testing import Trial
     from jobs.watch import Watch
 
     nets = models(options.checkpoints)
     for model in nets:
         check(model, data, scales)
-    tests = [Test("each", nets, modes, scales, options.mirror)]
+    tests = [Trial("each", nets, modes, scales, options.mirror)]
     if len(nets) > 1:
-        tests.append(Test("fused", nets, modes, scales, options.mirror, fuse=True))
+        tests.append(Trial("fused", nets, modes, scales, options.mirror, fuse=True))
     root = _root(options.storage) / "evaluations" / f"{_name(data)}-{data.manifest.fingerprint[:8]}"
     watch = Watch()
     watch.say(f"Ray: {launch.connect()}")

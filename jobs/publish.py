@@ -1,6 +1,7 @@
 """What tests came to, for people and programs: tables in the folder of results and in MLflow."""
 
 import json
+import re
 from collections.abc import Sequence
 
 from cluster.track import Tracker
@@ -26,7 +27,7 @@ def publish(found: Sequence[Result], folder: Location, tracker: Tracker, run: st
         tracker.artifact(run, folder / file)
     tracker.table(run, tables.columns(shown), "results_table.json")
     for result in found:
-        name = f"{result.test}.{result.model}"
+        name = f"{result.test}.{_named(result.model)}"
         several = len({other.mode for other in found if other.test == result.test}) > 1
         tracker.metrics(run, {f"{name}.{key}": value for key, value in errors(result, several).items()}, 0)
 
@@ -37,3 +38,8 @@ def errors(result: Result, with_mode: bool) -> dict[str, float]:
     t = result.totals
     found = {"top1_error": 1 - t.accuracy, "top5_error": 1 - t.accuracy5, "unreadable_images": float(t.unreadable)}
     return {f"{mode}{key}": value for key, value in found.items()}
+
+
+def _named(models: str) -> str:
+    """In the characters that MLflow takes."""
+    return re.sub(r"[^\w.-]", "_", models.replace("+", "_and_"), flags=re.ASCII)

@@ -17,7 +17,7 @@ from jobs.checkpoints import Model
 from jobs.plan import Action, Decision, plan
 from jobs.results import Result, scale_text
 from jobs.store import TESTS, Finished, StageFolder, read_json, read_text, write_json, write_text
-from jobs.testing import Test
+from jobs.testing import Trial
 from jobs.watch import Watch
 from pipelines.errors import SettingsError, TrainingError
 from pipelines.location import Location
@@ -219,9 +219,9 @@ class _Chain:
                 self._tracker.metrics(run, {f"test.{result.test}.{key}": value for key, value in values.items()}, 0)
         return found
 
-    def _test(self, name: str, settings: EvaluationSettings) -> Test:
+    def _test(self, name: str, settings: EvaluationSettings) -> Trial:
         models = tuple(self._checked.files.get(model) or self._model(model) for model in dict.fromkeys(settings.models))
-        return Test(name, models, tuple(settings.mode), settings.scales, settings.mirror, settings.fuse)
+        return Trial(name, models, tuple(settings.mode), settings.scales, settings.mirror, settings.fuse)
 
     def _model(self, stage: str) -> Model:
         place = self._finished[stage].delivered

@@ -30,7 +30,7 @@ _TEST_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Test:
+class Trial:
     """Each of the models in each of the modes, or with `fuse` the mean of all of them.
 
     `mirror`: average with the mirror image; None: as in training.
@@ -59,7 +59,7 @@ class Test:
 
 
 def carry_out(
-    tests: Sequence[Test], data: DataSet, folder: Location, on: Shape, watch: Watch, most_unreadable: float
+    tests: Sequence[Trial], data: DataSet, folder: Location, on: Shape, watch: Watch, most_unreadable: float
 ) -> list[Result]:
     """A result for each line of the tests' tables. Raises VerydeepError.
 
@@ -85,7 +85,7 @@ def averaged(folder: Location, result: Result) -> Posteriors:
     return posteriors.average(means)
 
 
-def _needed(tests: Iterable[Test]) -> list[tuple[Model, list[View]]]:
+def _needed(tests: Iterable[Trial]) -> list[tuple[Model, list[View]]]:
     """All that the tests look at, once."""
     models: dict[str, Model] = {}
     needed: dict[str, dict[View, None]] = {}
@@ -98,25 +98,24 @@ def _needed(tests: Iterable[Test]) -> list[tuple[Model, list[View]]]:
 
 
 def _complete(model: Model, wanted: list[View], data: DataSet, folder: Location, on: Shape, watch: Watch) -> None:
-    """Computes what the folder lacks, and keeps it, one scale after the other."""
+    """Computes what the folder lacks, and keeps it."""
     there = _there(folder)
-    missing = [view for view in wanted if _key(model, view, data) not in there]
-    for scale in dict.fromkeys(view.scale for view in missing):
-        group = tuple(view for view in missing if view.scale == scale)
-        what = f"{model.name}: {' and '.join(view.mode for view in group)} at Q = {scale}"
-        watch.begin(what, data.rows * len(group))
-        test = Evaluation(model.file.absolute, data.location.absolute, group)
-        found = launch.run_evaluation(test, on, watch.listen)
-        watch.done()
-        for view, scores in found.items():
-            place = folder / f"{model.name}-{view.mode}-{scale}-{_key(model, view, data)}.parquet"
-            _keep(place, replace(scores, origin=_origin(model, view)))
-            totals = scores.totals
-            unreadable = f", {totals.unreadable} cannot be decoded" if totals.unreadable else ""
-            watch.say(f"{model.name}: {view.mode}, Q = {scale}: {totals.top1} of {totals.images} right{unreadable}")
+    missing = tuple(view for view in wanted if _key(model, view, data) not in there)
+    if not missing:
+        return
+    watch.begin(f"test of {model.name}", data.rows * len(missing))
+    test = Evaluation(model.file.absolute, data.location.absolute, missing)
+    found = launch.run_evaluation(test, on, watch.listen)
+    watch.done()
+    for view, scores in found.items():
+        place = folder / f"{model.name}-{view.mode}-{view.scale}-{_key(model, view, data)}.parquet"
+        _keep(place, replace(scores, origin=_origin(model, view)))
+        totals = scores.totals
+        unreadable = f", {totals.unreadable} cannot be decoded" if totals.unreadable else ""
+        watch.say(f"{model.name}: {view.mode}, Q = {view.scale}: {totals.top1} of {totals.images} right{unreadable}")
 
 
-def _result(test: Test, group: tuple[Model, ...], mode: TestMode, data: DataSet, folder: Location) -> Result:
+def _result(test: Trial, group: tuple[Model, ...], mode: TestMode, data: DataSet, folder: Location) -> Result:
     there = _there(folder)
     subjects = []
     for model in group:

@@ -114,7 +114,7 @@ def _name_stages(axes: Any, stages: Sequence[StoredStage], total: int) -> None:
     for name, stage in zip(names, stages, strict=True):
         axes.annotate(
             name, (before + len(stage.epochs) / 2 + 0.5, 1), (0, 4), xycoords=("data", "axes fraction"),
-            textcoords="offset points", ha="left" if aslant else "center", va="bottom", rotation=30 * aslant,
+            textcoords="offset points", ha="left" if aslant else "center", va="bottom", rotation=45 * aslant,
             rotation_mode="anchor",
         )  # fmt: skip
         before += len(stage.epochs)
@@ -123,7 +123,8 @@ def _name_stages(axes: Any, stages: Sequence[StoredStage], total: int) -> None:
 def by_scale(results: Sequence[Result]) -> Picture | None:
     """Top-1 error against Q, of nets that were tested at several Q or at one and an average; None if there are none.
 
-    Bars are 95 % confidence intervals. An average over several Q is a level line as long as their range.
+    Bars are 95 % confidence intervals. An average over several Q is a level line as long as their range. Of results of
+    the same net, mode and Q the first is taken.
     """
     series = _series(results)
     if not series:
@@ -143,13 +144,14 @@ def by_scale(results: Sequence[Result]) -> Picture | None:
                 (value,), reach = _errors([result])
                 low, *_, high = result.subjects[0].scales
                 axes.hlines(value, low, high, color=colour, linestyle="--", linewidth=1.6)
-                axes.errorbar((low + high) / 2 + 1.5 * shift, value, reach, color=colour, marker=marker,
+                axes.errorbar((low + high) / 2 + shift + aside / 2, value, reach, color=colour, marker=marker,
                               markerfacecolor="white", capsize=3)  # fmt: skip
         axes.set(xlabel="Q, shorter side of the test images in pixels", ylabel="top-1 error in %")
         axes.set_xticks(sorted(every))
         axes.grid(axis="y")
-        axes.plot([], [], "--", color=GREY, label="averaged over the scales that the line spans")
-        figure.legend(loc="outside lower center", ncols=1)
+        (average,) = axes.plot([], [], "--", color=GREY, label="average over the scales that it spans")
+        handles = [handle for handle in axes.get_legend_handles_labels()[0] if handle is not average]
+        figure.legend(handles=[*handles, average], loc="outside lower center", ncols=1)
         return Picture(svg(), "Top-1 error against the scale of the test images; the tables have the numbers.")
 
 

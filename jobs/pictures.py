@@ -18,8 +18,8 @@ from jobs.diagnosis import BINS, Calibration, Ints
 CELLS_MOST = 20  # classes up to which a confusion matrix has its counts written into it
 MATRIX_MOST = 100  # classes up to which there is one
 
-SIZE = (5.6, 3.7)  # inches: two beside each other on a desktop, one on a phone at two thirds of its size
-FONT = 11
+SIZE = (5.2, 3.7)  # inches: two beside each other on a desktop, one on a phone at two thirds of its size
+FONT = 12
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK = (
     "#0072b2",
     "#d55e00",
@@ -84,13 +84,14 @@ def matrix(counts: Ints, classes: Sequence[str]) -> Picture:
     n = len(classes)
     written = n <= CELLS_MOST
     names = [shortened(name, 16) for name in classes]
-    side = max(4.2, 0.36 * n) if written else 0.17 * n
-    with drawing((side + 1.4, side + 1.1)) as (figure, svg):
+    longest = max(map(len, names))
+    size = FONT - 1 if written else 8
+    side, beside = max(3.6, n * (0.36 if written else 0.13)), 0.64 * longest * size / 72  # inches
+    with drawing((side + beside + 1.5, side + (beside if longest > 2 else 0.2) + 0.6)) as (figure, svg):
         axes = figure.subplots()
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
-        size = FONT - 1 if written else 8
-        axes.set_xticks(range(n), names, rotation=90 if max(map(len, names)) > 2 else 0, fontsize=size)
+        axes.set_xticks(range(n), names, rotation=90 if longest > 2 else 0, fontsize=size)
         axes.set_yticks(range(n), names, fontsize=size)
         axes.tick_params(length=0)
         axes.set(xlabel="predicted class", ylabel="right class")
@@ -98,7 +99,7 @@ def matrix(counts: Ints, classes: Sequence[str]) -> Picture:
             for i, j in np.argwhere(counts).tolist():
                 axes.text(j, i, counts[i, j], ha="center", va="center", fontsize=FONT - 2,
                           color="white" if shares[i, j] > 0.45 else INK)  # fmt: skip
-        bar = figure.colorbar(image, ax=axes, shrink=0.6, aspect=30, pad=0.02, format="{x:.0%}")
+        bar = figure.colorbar(image, ax=axes, shrink=min(0.8, 4 / side), aspect=25, pad=0.02, format="{x:.0%}")
         bar.set_ticks([0, 0.01, 0.05, 0.2, 0.5, 1])
         bar.outline.set_visible(False)
         right = counts.trace() / counts.sum()

@@ -66,11 +66,12 @@ def make(job: Stored, training: DataSet | None, validation: DataSet | None) -> s
         chain=summary.chain(job.stages),
         curves=[curves.losses(trained), curves.accuracies(trained)] if trained else [],
         tables=tables.tables(job.results),
-        by_scale=curves.by_scale(job.results),
+        by_scale=curves.by_scale([*job.results, *stored.single_scales(job)]),
         look=look_at_best(job, validation) if job.results else Look(),
         settings=summary.public(job.job_text),
         versions={"Python": platform.python_version(), **{package: version(package) for package in _PACKAGES}},
         is_words=_is_words,
+        share_text=tables.share_text,
     )
 
 
@@ -112,17 +113,21 @@ def look_at(posteriors: Posteriors, validation: DataSet | None) -> Look:
 
 def _pairs(counts: Ints, classes: tuple[str, ...]) -> Lines:
     pairs = diagnosis.worst_pairs(counts, _PAIRS)
-    lines = [(classes[p.true], classes[p.predicted], str(p.count), f"{p.share:.1%}") for p in pairs]
+    lines = [(classes[p.true], classes[p.predicted], str(p.count), tables.share_text(p.share)) for p in pairs]
     return [("right class", "taken for", "images", "of its class"), *lines] if pairs else []
 
 
 def _classes(scores: list[ClassScore], classes: tuple[str, ...]) -> list[tuple[str, Lines]]:
     """All of a few classes, of many the worst and the best."""
     head = ("class", "images", "right", "accuracy")
-    lines = [(classes[s.label], str(s.images), str(s.right), f"{s.accuracy:.1%}") for s in scores]
-    if len(lines) <= 2 * _CLASSES:
-        return [("Classes, the worst first", [head, *lines])]
-    return [("Worst classes", [head, *lines[:_CLASSES]]), ("Best classes", [head, *lines[: -_CLASSES - 1 : -1]])]
+
+    def lines(some: list[ClassScore]) -> Lines:
+        return [head, *((classes[s.label], str(s.images), str(s.right), tables.share_text(s.accuracy)) for s in some)]
+
+    if len(scores) <= 2 * _CLASSES:
+        return [("Classes, the worst first", lines(scores))]
+    best = sorted(scores, key=lambda score: (-score.accuracy, -score.images, score.label))
+    return [("Worst classes", lines(scores[:_CLASSES])), ("Best classes", lines(best[:_CLASSES]))]
 
 
 def _sheet(posteriors: Posteriors, found: Verdicts, validation: DataSet | None) -> tuple[list[Mistake], list[str]]:

@@ -1,13 +1,15 @@
 """A job as its folder in the storage tells of it, whether it has finished or not; see `store` for what lies where."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import get_args
 
 from cluster import checkpoint, posteriors
 from cluster.checkpoint import Epoch
 from cluster.posteriors import Posteriors
 from cluster.settings import StageSettings
+from cluster.views import Mode
 from jobs import graph, results, schema
 from jobs.results import Result, Subject
 from jobs.schema import Job
@@ -134,6 +136,28 @@ def tested_posteriors(stored: Stored) -> Iterator[tuple[Result, Posteriors | str
             yield result, posteriors.average([_mean(stored.root / TESTS, subject) for subject in result.subjects])
         except DataError as error:
             yield result, first_line(error)
+
+
+def single_scales(stored: Stored) -> list[Result]:
+    """What the nets that were tested came to at each Q by itself, as far as their posteriors are there."""
+    found: dict[str, Result] = {}
+    for result in stored.results:
+        for subject in result.subjects:
+            for name in subject.posteriors:
+                if name not in found and (single := _single(stored.root / TESTS, name, subject, result)):
+                    found[name] = single
+    return list(found.values())
+
+
+def _single(folder: Location, name: str, subject: Subject, result: Result) -> Result | None:
+    try:
+        origin, totals = posteriors.look(folder / name)
+    except DataError:
+        return None
+    if origin.get("mode") not in get_args(Mode) or not isinstance(origin.get("scale"), int):
+        return None
+    alone = replace(subject, scales=(origin["scale"],), posteriors=(name,))
+    return Result(result.test, (alone,), origin["mode"], result.classes, totals)
 
 
 def _mean(folder: Location, subject: Subject) -> Posteriors:

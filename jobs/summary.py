@@ -44,14 +44,14 @@ def tiles(job: Stored) -> Iterator[tuple[str, str, str]]:
     if trained:
         last = trained[-1]
         accuracy = last.epochs[last.best - 1].validation_accuracy
-        yield "validation accuracy", f"{accuracy:.1%}", f"middle crops, stage {last.name}, epoch {last.best}"
+        yield "validation accuracy", tables.share_text(accuracy), f"middle crops, stage {last.name}, epoch {last.best}"
         epochs = sum(len(stage.epochs) for stage in trained)
         yield "training time", duration(job.seconds), f"{_count(epochs, 'epoch')} in {_count(len(trained), 'stage')}"
 
 
 def _error(right: int, images: int, remark: str) -> tuple[str, str]:
     low, high = (100 * end for end in tables.interval(images - right, images))
-    return f"{100 * (1 - right / images):.2f} %", f"95 %: {low:.2f} to {high:.2f}; {remark}"
+    return f"{100 * (1 - right / images):.2f}\u00a0%", f"95 %: {low:.2f} to {high:.2f}; {remark}"
 
 
 def title(result: Result) -> str:
@@ -92,7 +92,9 @@ def _cells(stage: StoredStage) -> dict[str, str]:
         "S": scale_text(s.scale),
         "starts from": public(s.init.source) if s.init.source else f"random weights ({s.init.random})",
         "epochs": f"{len(epochs)} of {s.epochs}" + (", not finished" if not stage.finished else ""),
-        "best validation accuracy": f"{best.validation_accuracy:.1%} (epoch {stage.best})" if best else "",
+        "best validation accuracy": f"{tables.share_text(best.validation_accuracy)} (epoch {stage.best})"
+        if best
+        else "",
         "images/s": f"{median(epoch.images_per_second for epoch in epochs):.0f}" if epochs else "",
         "time": duration(sum(epoch.seconds for epoch in epochs)) if epochs else "",
         "learning rates": _rates(stage) or schedule.in_words(s),
@@ -100,13 +102,13 @@ def _cells(stage: StoredStage) -> dict[str, str]:
 
 
 def _rates(stage: StoredStage) -> str:
-    """As they were: `0.01, from epoch 9 on 0.001`; of one that changes at every step the first and the last."""
+    """As they were: `0.01, 0.001 (epoch 9)`; of one that changes at every step the first and the last."""
     epochs = stage.epochs
     if not epochs:
         return ""
     if stage.settings.cosine is not None:
         return f"{epochs[0].learning_rate:.3g} to {epochs[-1].learning_rate:.3g}, along a cosine"
-    drops = [f"from epoch {epoch} on {epochs[epoch - 1].learning_rate:g}" for epoch in stage.drops]
+    drops = [f"{epochs[epoch - 1].learning_rate:.3g} (epoch {epoch})" for epoch in stage.drops]
     return ", ".join([f"{stage.settings.learning_rate:g}", *drops])
 
 

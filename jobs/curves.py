@@ -126,26 +126,16 @@ def by_scale(results: Sequence[Result]) -> Picture | None:
     Bars are 95 % confidence intervals. An average over several Q is a level line as long as their range. Of results of
     the same net, mode and Q the first is taken.
     """
-    series = _series(results)
-    if not series:
+    drawn = series(results)
+    if not drawn:
         return None
-    every = {q for found in series.values() for result in found for q in result.subjects[0].scales}
+    every = {q for found in drawn.values() for result in found for q in result.subjects[0].scales}
     aside = (max(every) - min(every)) / 90
-    with drawing((SIZE[0], SIZE[1] + 0.2 * len(series))) as (figure, svg):
+    with drawing((SIZE[0], SIZE[1] + 0.2 * len(drawn))) as (figure, svg):
         axes = figure.subplots()
-        for number, ((name, mode), found) in enumerate(series.items()):
-            colour, marker = _SERIES[number]
-            shift = (number - (len(series) - 1) / 2) * aside
-            single = sorted((r for r in found if len(r.subjects[0].scales) == 1), key=lambda r: r.subjects[0].scales)
-            x = [result.subjects[0].scales[0] + shift for result in single]
-            y, reach = _errors(single)
-            axes.errorbar(x, y, reach, color=colour, marker=marker, capsize=3, linewidth=1.6, label=f"{name}, {mode}")
-            for result in (r for r in found if len(r.subjects[0].scales) > 1):
-                (value,), reach = _errors([result])
-                low, *_, high = result.subjects[0].scales
-                axes.hlines(value, low, high, color=colour, linestyle="--", linewidth=1.6)
-                axes.errorbar((low + high) / 2 + shift + aside / 2, value, reach, color=colour, marker=marker,
-                              markerfacecolor="white", capsize=3)  # fmt: skip
+        for number, ((name, mode), found) in enumerate(drawn.items()):
+            shift = (number - (len(drawn) - 1) / 2) * aside
+            _draw_series(axes, found, _SERIES[number], shift, aside, f"{name}, {mode}")
         axes.set(xlabel="Q, shorter side of the test images in pixels", ylabel="top-1 error in %")
         axes.set_xticks(sorted(every))
         axes.grid(axis="y")
@@ -155,7 +145,24 @@ def by_scale(results: Sequence[Result]) -> Picture | None:
         return Picture(svg(), "Top-1 error against the scale of the test images; the tables have the numbers.")
 
 
-def _series(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
+def _draw_series(
+    axes: Any, found: Sequence[Result], look: tuple[str, str], shift: float, aside: float, label: str
+) -> None:
+    """Moved by `shift` pixels of Q, so that bars of several nets do not hide one another."""
+    colour, marker = look
+    single = sorted((r for r in found if len(r.subjects[0].scales) == 1), key=lambda r: r.subjects[0].scales)
+    x = [result.subjects[0].scales[0] + shift for result in single]
+    y, reach = _errors(single)
+    axes.errorbar(x, y, reach, color=colour, marker=marker, capsize=3, linewidth=1.6, label=label)
+    for result in (r for r in found if len(r.subjects[0].scales) > 1):
+        (value,), reach = _errors([result])
+        low, *_, high = result.subjects[0].scales
+        axes.hlines(value, low, high, color=colour, linestyle="--", linewidth=1.6)
+        middle = (low + high) / 2 + shift + aside / 2
+        axes.errorbar(middle, value, reach, color=colour, marker=marker, markerfacecolor="white", capsize=3)
+
+
+def series(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
     """By net and mode, the best ones."""
     found: dict[tuple[str, str], dict[tuple[int, ...], Result]] = {}
     for result in results:

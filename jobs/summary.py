@@ -22,7 +22,9 @@ def status(job: Stored) -> Iterator[str]:
     """What is to be known before anything else is read."""
     for stage in job.unfinished:
         done = (
-            f"{len(stage.epochs)} of at most {stage.settings.epochs} epochs are done" if stage.epochs else "not begun"
+            f"{len(stage.epochs)} of at most {stage.settings.epochs} epochs are done"
+            if stage.epochs
+            else "no epoch is done"
         )
         yield f"Stage {stage.name} has not finished: {stage.problem or done}."
     tested = {result.test for result in job.results}

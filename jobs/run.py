@@ -20,7 +20,7 @@ from jobs import results, schema, tables
 from jobs.check import Checked
 from jobs.plan import Action, Decision, plan
 from jobs.results import Result, Subject, scale_text
-from jobs.store import JOB, RESULTS, Finished, StageFolder, read_json, read_text, write_json, write_text
+from jobs.store import RESULTS, Finished, StageFolder, read_json, read_text, write_json, write_text
 from jobs.watch import Watch
 from pipelines.errors import SettingsError, TrainingError
 from pipelines.location import Location
@@ -97,8 +97,8 @@ def _tracked(checked: Checked, uri: str) -> Iterator[tuple[Tracker, str]]:
     tracker = Tracker(uri, job.name)
     try:
         parent = _open(tracker, store.root / "job.json", job.name, None, {"job": job.name})
-        write_text(store.root / JOB, schema.resolved(job))
-        tracker.artifact(parent, store.root / JOB)
+        write_text(store.root / "job.yaml", schema.resolved(job))
+        tracker.artifact(parent, store.root / "job.yaml")
         try:
             yield tracker, parent
         except BaseException as error:

@@ -203,7 +203,7 @@ def test_the_tables_and_numbers_are_those_that_are_stored(html: str, run: Path) 
     assert f"{100 * (1 - best.totals.accuracy):.2f}\u00a0%" in page.said("div")
     assert summary.title(best) in page.said("p")
     assert any("learning_rate: 0.001" in text for text in page.said("pre"))
-    assert "Finished" in page.said("div")[0]
+    assert re.fullmatch(r"Finished; as of \d+ \w+ 20\d\d, \d\d:\d\d UTC", page.said("div")[0])
 
 
 def test_the_same_things_stored_make_the_same_page(html: str, run: Path, digits: tuple[str, str]) -> None:
@@ -360,6 +360,6 @@ def test_what_may_be_secret_in_a_uri_is_not_on_the_page() -> None:
 
 
 def test_durations_are_in_the_unit_that_fits() -> None:
-    assert [summary.duration(s) for s in (7, 119, 120, 5400, 7200, 86400 * 3)] == [
-        "7 seconds", "119 seconds", "2.0 minutes", "90.0 minutes", "2.0 hours", "3.0 days"
+    assert [summary.duration(s) for s in (7, 59, 114, 5400, 86400 * 3)] == [
+        "7 seconds", "59 seconds", "1.9 minutes", "1.5 hours", "3.0 days"
     ]  # fmt: skip

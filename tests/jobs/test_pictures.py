@@ -13,7 +13,7 @@ from jobs import curves, diagnosis, pictures, summary
 from jobs.pictures import Picture
 from jobs.results import Result, Subject
 from jobs.stored import StoredStage
-from tests.jobs.test_report import epoch
+from tests.jobs.finished import epoch
 
 
 def stage(rates: Sequence[float], name: str = "a", finished: bool = True, **settings: object) -> StoredStage:

@@ -6,12 +6,12 @@ and nets need no second pass.
     scores  fixed_size_list<float>    one for each class; their sum is 1
 
 Rows lie in the data set's order. The schema's metadata has, as JSON under the key `verydeep`, the classes' names, the
-rows that a plain picture stood in for, the data set's fingerprint, and what the scores were made from.
+rows that a plain picture stood in for, the data set's fingerprint, what the scores were made from, and their totals.
 """
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,7 @@ def write(place: Location, posteriors: Posteriors) -> None:
     """Whole or not at all. Raises OSError."""
     p = posteriors
     content = {"classes": p.classes, "data": p.data, "unreadable": p.unreadable, "origin": p.origin}
+    content["totals"] = asdict(p.totals)
     flat = pa.array(np.ascontiguousarray(p.scores, np.float32).reshape(-1))
     table = pa.table(
         {
@@ -101,6 +102,18 @@ def write(place: Location, posteriors: Posteriors) -> None:
     out = pa.BufferOutputStream()
     pq.write_table(table, out, row_group_size=_GROUP_ROWS, compression="zstd", use_dictionary=["name"])
     place.write(memoryview(out.getvalue()))
+
+
+def look(place: Location) -> tuple[dict[str, Any], Totals]:
+    """Origin and totals of a file, without reading its scores. Raises DataError, naming the file."""
+    try:
+        with place.filesystem.open_input_file(place.path) as stream:
+            notes = json.loads((pq.read_schema(stream).metadata or {})[_KEY])
+        return notes["origin"], Totals(**notes["totals"])
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{place}: cannot be read: {first_line(error)}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{place}: holds no posteriors of this program") from error
 
 
 def read(place: Location) -> Posteriors:

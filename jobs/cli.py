@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.interrupt import Terminated
-from jobs import bench_cli, evaluate_cli, schema
+from jobs import bench_cli, evaluate_cli, report_cli, schema
 from jobs.source import open_source, scale_range
 from pipelines import imagenet, parquet, sources
 from pipelines.aside import check_apart
@@ -66,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     _prepare_arguments(verbs.add_parser("prepare", help="make a data set of images"))
 
     bench_cli.add_arguments(verbs.add_parser("bench", help="measure parts beside what one would otherwise take"))
+
+    report_cli.add_arguments(verbs.add_parser("report", help="make a job's page of tables and pictures anew"))
     return parser
 
 

@@ -5,8 +5,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cluster import posteriors
 from cluster.metrics import Totals
+from cluster.posteriors import Posteriors
 from cluster.views import TestMode
+from pipelines.location import Location
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,14 @@ class Result:
 def scale_text(scale: tuple[int, int]) -> str:
     """`256`, or `256 to 512`."""
     return str(scale[0]) if scale[0] == scale[1] else f"{scale[0]} to {scale[1]}"
+
+
+def averaged(folder: Location, result: Result) -> Posteriors:
+    """What a result was counted from; one file is held at a time. Raises DataError: a file is not there any more, or damaged."""
+    means = (
+        posteriors.average(posteriors.read(folder / name) for name in subject.posteriors) for subject in result.subjects
+    )
+    return posteriors.average(means)
 
 
 def to_json(results: Sequence[Result]) -> dict[str, Any]:

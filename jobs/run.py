@@ -11,7 +11,7 @@ from cluster.attempt import Stage
 from cluster.place import Shape
 from cluster.settings import EvaluationSettings, StageSettings
 from cluster.track import Tracker, default_uri
-from jobs import publish, schema, tables, testing
+from jobs import publish, report, schema, stored, tables, testing
 from jobs.check import Checked
 from jobs.checkpoints import Model
 from jobs.plan import Action, Decision, plan
@@ -76,12 +76,14 @@ def run(checked: Checked, only: str | None = None, fresh: bool = False) -> list[
             for decision in todo:
                 chain.stage(decision)
             found = chain.tests() if only is None else []
+            page = chain.report()
     finally:
         watch.done()
         launch.disconnect()
     if found:
         watch.say(f"\n{tables.text(tables.tables(found))}\n")
     watch.say(f"Checkpoints and results: {checked.store.root}")
+    watch.say(f"Report:                  {page}")
     watch.say(f"All runs in MLflow:      {_ui(tracker.uri)}")
     return found
 
@@ -218,6 +220,13 @@ class _Chain:
                 run = self._runs[result.model]
                 self._tracker.metrics(run, {f"test.{result.test}.{key}": value for key, value in values.items()}, 0)
         return found
+
+    def report(self) -> Location:
+        """Makes it of all that is stored, and tracks it."""
+        checked = self._checked
+        page = report.write(stored.read(checked.store), checked.training, checked.validation)
+        self._tracker.artifact(self._parent, page)
+        return page
 
     def _test(self, name: str, settings: EvaluationSettings) -> Trial:
         models = tuple(self._checked.files.get(model) or self._model(model) for model in dict.fromkeys(settings.models))

@@ -66,6 +66,11 @@ def load(path: str | Path, changes: Sequence[str] = ()) -> Job:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise SettingsError(f"{file}: cannot be read: {reason}") from error
+    return parse(text, file, changes)
+
+
+def parse(text: str, file: str, changes: Sequence[str] = ()) -> Job:
+    """`text` is that of a job file, which is named `file` in errors. Raises SettingsError."""
     document = _Document.parse(text, file)
     for change in changes:
         document.change(change)

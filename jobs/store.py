@@ -20,7 +20,8 @@ from cluster.checkpoint import Epoch, Progress
 from pipelines.errors import CheckpointError, ClusterError, DataError, first_line
 from pipelines.location import Location
 
-JOB, STAGES, RESULTS, TESTS, REPORT = "job.yaml", "stages.json", "results.json", "tests", "report.html"
+JOB, STAGES, DONE = "job.yaml", "stages.json", "done.json"
+RESULTS, TESTS, REPORT = "results.json", "tests", "report.html"
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class StageFolder:
     key: str
 
     def finished(self) -> "Finished | None":
-        content = read_json(self.path / "done.json")
+        content = read_json(self.path / DONE)
         if content is None or content.get("key") != self.key:
             return None
         finished = Finished(self.path / content["delivered"], [Epoch(**epoch) for epoch in content["epochs"]])
@@ -48,7 +49,7 @@ class StageFolder:
         if not delivered.exists():
             raise CheckpointError(f"{delivered}: no such checkpoint, of the epoch that stage {self.name} delivers")
         epochs = [asdict(epoch) for epoch in progress.epochs]
-        write_json(self.path / "done.json", {"key": self.key, "delivered": delivered.name, "epochs": epochs})
+        write_json(self.path / DONE, {"key": self.key, "delivered": delivered.name, "epochs": epochs})
         return Finished(delivered, progress.epochs)
 
     def clear(self) -> None:

@@ -107,12 +107,13 @@ def _cells(number: int, row: Row) -> dict[str, str]:
     return {
         **_subject_cells(result),
         "mode": result.mode if number > 4 else "",
-        "images": str(totals.images),
-        "unreadable": str(totals.unreadable or ""),
         "top-1 error % (95 %)": error_text(totals.images - totals.top1, totals.images),
         "top-5 error % (95 %)": error_text(totals.images - totals.top5, totals.images) if top5 else "",
         "paper top-1 %": printed[0],
         "paper top-5 %": printed[1],
+        "images": str(totals.images),
+        "unreadable": str(totals.unreadable or ""),
+        "test": result.test,
     }
 
 
@@ -124,14 +125,18 @@ def _subject_cells(result: Result) -> dict[str, str]:
         "S": [scale_text(subject.trained) for subject in result.subjects],
         "Q": [" ".join(map(str, subject.scales)) for subject in result.subjects],
     }
-    joined = {name: " + ".join(each if name == "model" else dict.fromkeys(each)) for name, each in values.items()}
-    return {"test": result.test, **joined}
+    return {name: " + ".join(each if name == "model" else dict.fromkeys(each)) for name, each in values.items()}
 
 
 def error_text(wrong: int, images: int) -> str:
     """`1.67 (0.77 to 3.59)`"""
     low, high = interval(wrong, images)
     return f"{100 * wrong / images:.2f} ({100 * low:.2f} to {100 * high:.2f})"
+
+
+def share_text(share: float) -> str:
+    """`97.3 %`, not to be broken"""
+    return f"{100 * share:.1f}\u00a0%"
 
 
 def text(tables: Sequence[Table]) -> str:
@@ -183,6 +188,7 @@ def _record(number: int, row: Row) -> dict[str, Value]:
     paper_top1, paper_top5 = row.paper.errors if row.paper else (None, None)
     return {
         "table": number,
+        "test": result.test,
         **_subject_cells(result),
         "mode": result.mode,
         "images": totals.images,

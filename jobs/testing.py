@@ -18,7 +18,7 @@ from cluster.posteriors import Posteriors
 from cluster.records import check_readable
 from cluster.views import Scales, TestMode, View, scales_of, views
 from jobs.checkpoints import Model
-from jobs.results import Result, Subject
+from jobs.results import Result, Subject, averaged
 from jobs.store import reason
 from jobs.watch import Watch
 from pipelines.errors import ClusterError
@@ -75,14 +75,6 @@ def carry_out(
                 check_readable(result.totals, result.totals.images, most_unreadable)
                 results.append(result)
     return results
-
-
-def averaged(folder: Location, result: Result) -> Posteriors:
-    """What a result was counted from. Raises DataError: a file is not there any more, or damaged."""
-    means = (
-        posteriors.average(posteriors.read(folder / name) for name in subject.posteriors) for subject in result.subjects
-    )
-    return posteriors.average(means)
 
 
 def _needed(tests: Iterable[Trial]) -> list[tuple[Model, list[View]]]:

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -143,6 +144,11 @@ class Location:
         """In bytes; None if there is no such file."""
         info = persistently(lambda: self.filesystem.get_file_info(self.path), self)
         return info.size if info.type == arrow_fs.FileType.File else None
+
+    def changed(self) -> datetime | None:
+        """When its content was last written; None if there is no such file."""
+        info = persistently(lambda: self.filesystem.get_file_info(self.path), self)
+        return info.mtime if info.type == arrow_fs.FileType.File else None
 
     def read(self, first: int = 0, count: int | None = None) -> memoryview:
         """The bytes from `first` on, at most `count` of them; they can be written to."""

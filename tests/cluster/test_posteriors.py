@@ -34,6 +34,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     )
     assert np.array_equal(found.labels, p.labels)
     assert np.array_equal(found.scores, p.scores)
+    assert posteriors.look(place) == (p.origin, p.totals)
     table = pq.read_table(tmp_path / "folder" / "p.parquet")  # as other programs see it
     assert table.column_names == ["name", "label", "scores"]
     assert table["scores"][3].as_py() == p.scores[3].tolist()
@@ -85,7 +86,8 @@ def test_a_file_that_is_no_such_file_is_a_line(damage: str, tmp_path: Path) -> N
         file.write_text("no Parquet")
     else:
         pq.write_table(pq.read_table(file).replace_schema_metadata(None), file)
-    with pytest.raises(DataError) as caught:
-        posteriors.read(Location.of(file))
-    assert str(file) in str(caught.value)
-    assert len(str(caught.value).splitlines()) == 1
+    for read in (posteriors.read, posteriors.look):
+        with pytest.raises(DataError) as caught:
+            read(Location.of(file))
+        assert str(file) in str(caught.value)
+        assert len(str(caught.value).splitlines()) == 1

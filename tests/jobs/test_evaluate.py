@@ -18,7 +18,7 @@ from cluster.writer import Writer
 from jobs import testing
 from jobs.checkpoints import check, models, net_file
 from jobs.cli import main
-from jobs.results import from_json
+from jobs.results import averaged, from_json
 from jobs.testing import Trial
 from pipelines.errors import CheckpointError, DataError
 from pipelines.location import Location
@@ -110,7 +110,7 @@ def check_averages(folder: Path) -> None:
     files = [name for subject in fused.subjects for name in subject.posteriors]
     parts = [posteriors.read(Location.of(folder / "tests" / name)) for name in files]
     scores = np.mean([part.scores for part in parts], axis=0, dtype=np.float64)
-    assert np.allclose(testing.averaged(Location.of(folder / "tests"), fused).scores, scores, atol=1e-6)
+    assert np.allclose(averaged(Location.of(folder / "tests"), fused).scores, scores, atol=1e-6)
     assert fused.totals.top1 == int((scores.argmax(axis=1) == parts[0].labels).sum())
     assert fused.totals.top5 == fused.totals.images == 60, "there are three classes"
 

@@ -18,14 +18,14 @@ from typing import Any
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the thread below does its own waiting
 
-warnings.filterwarnings("ignore", module=r"mlflow\.")  # of what it uses of other packages
-
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
 from pipelines.errors import ClusterError, first_line
 from pipelines.location import Location
+
+warnings.filterwarnings("ignore", module=r"mlflow\.")  # of what it uses of other packages
 
 _RETRY_SECONDS = 2.0
 _CLOSING_SECONDS = 30.0

@@ -53,7 +53,10 @@ def scale_text(scale: tuple[int, int]) -> str:
 
 
 def averaged(folder: Location, result: Result) -> Posteriors:
-    """What a result was counted from; one file is held at a time. Raises DataError: a file is not there any more, or damaged."""
+    """What a result was counted from; one file is held at a time.
+
+    Raises DataError: a file is not there any more, or damaged.
+    """
     means = (
         posteriors.average(posteriors.read(folder / name) for name in subject.posteriors) for subject in result.subjects
     )

@@ -4,7 +4,7 @@ import argparse
 import os
 import pickle
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,16 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from cluster import nets
+from cluster import checkpoint, init, nets
+from cluster.attempt import Stage
 from cluster.checkpoint import Card
+from cluster.train import train
 from cluster.vgg import VGG, parameters
+from cluster.world import World
 from pipelines.errors import CheckpointError
 from pipelines.location import Location
 from tests.cluster import layout
+from tests.cluster.test_train import settings
 
 State = dict[str, Tensor]
 
@@ -234,3 +238,22 @@ def test_a_look_tells_what_loading_tells_and_the_seal_is_of_all_bytes(
         assert (label.seal, label.named, asdict(label.card)) == (trained.seal, False, asdict(trained.card))
         seals.add(label.seal)
     assert len(seals) == 2
+
+
+def test_a_torchvision_net_is_tuned_to_classes_of_ones_own(digits: tuple[str, str], tmp_path: Path) -> None:
+    """With a rate of next to nothing the layers that come from the file are as in the file: on pixels that are divided
+    by another number they give what torchvision's give; the last layer is drawn anew, for ten classes."""
+    model = layout.random("A", 1000, 0.05, side=1)
+    torch.save(model.state_dict(), tmp_path / "x.pth")
+    start = {"init": {"from": str(tmp_path / "x.pth"), "except": ["fc3"], "random": "kaiming"}}
+    stage = settings(epochs=1, batch=300, learning_rate=1e-12, weight_decay=0.0, **start)
+    train(Stage("a", stage, *digits, str(tmp_path / "a"), str(tmp_path / "x.pth")), World.single(), lambda r: None)
+    tuned = nets.load(checkpoint.path_of(Location.of(tmp_path / "a"), 1))
+    assert (len(tuned.card.classes), tuned.named) == (10, True)
+    net, fresh = tuned.build(), tuned.card.build()
+    init.randomise(fresh, "kaiming", 0.01, stage.seed)
+    torch.testing.assert_close(net.fc3.weight, fresh.fc3.weight)
+    pixels = torch.randint(256, (2, 3, 32, 32)).float()
+    ours = net.features(fed(replace(tuned.card, mean_rgb=tuple(255 * m for m in layout.MEAN)), pixels))
+    with torch.inference_mode():
+        torch.testing.assert_close(ours, model.features(layout.normalised(pixels)), rtol=1e-3, atol=1e-3)

@@ -85,16 +85,16 @@ def weights_of(state: State, card: Card) -> dict[str, Tensor]:
         found = {count: torch.tensor(0) for count in counts} | found
     with torch.device("meta"):
         expected = renamed(card.build().state_dict(), layers)
-    title = f"{NETS[card.net]}{'_bn' * card.batch_norm} of {len(card.classes)} classes"
+    model = f"{title(card)} of {len(card.classes)} classes"
     for key, value in found.items():
         if key not in expected:
-            raise CheckpointError(f"it has {key}, which {title} has not")
+            raise CheckpointError(f"it has {key}, which {model} has not")
         if value.shape != expected[key].shape:
-            shapes = f"{tuple(value.shape)}, in {title} {tuple(expected[key].shape)}"
+            shapes = f"{tuple(value.shape)}, in {model} {tuple(expected[key].shape)}"
             raise CheckpointError(f"{key} is {shapes}")
     for key in expected:
         if key not in found:
-            raise CheckpointError(f"it lacks {key}, which {title} has")
+            raise CheckpointError(f"it lacks {key}, which {model} has")
     return renamed(found, {theirs: own for own, theirs in layers.items()})
 
 
@@ -110,6 +110,11 @@ def state_of(weights: State, card: Card) -> dict[str, Tensor]:
     if card.net not in NETS:
         raise CheckpointError(f"torchvision has no nets of configuration {card.net}, only of {', '.join(NETS)}")
     return renamed(weights, names(card.net, card.batch_norm))
+
+
+def title(card: Card) -> str:
+    """torchvision's name of such a net."""
+    return f"{NETS[card.net]}{'_bn' if card.batch_norm else ''}"
 
 
 def _shape(state: State, layer: str, dimensions: int) -> tuple[int, ...]:

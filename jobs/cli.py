@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.interrupt import Terminated
-from jobs import bench_cli, schema
+from jobs import bench_cli, export_cli, predict_cli, schema
 from jobs.source import open_source, scale_range
 from pipelines import imagenet, parquet, sources
 from pipelines.aside import check_apart
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted, 143 by SIGTERM."""
     options = _parser().parse_args(arguments)
     try:
-        options.verb(options)
+        status = options.verb(options)
     except VerydeepError as error:
         for line in str(error).splitlines():
             print(f"verydeep: {line}", file=sys.stderr)
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         goes_on = "; the same command goes on where this one stopped" if options.verb in (_run, _prepare) else ""
         print(f"verydeep: interrupted{goes_on}", file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130
-    return 0
+    return status or 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,6 +62,10 @@ def _parser() -> argparse.ArgumentParser:
     show.set_defaults(verb=_show)
 
     _prepare_arguments(verbs.add_parser("prepare", help="make a data set of images"))
+
+    export_cli.add_arguments(verbs.add_parser("export", help="write a net for other programs"))
+
+    predict_cli.add_arguments(verbs.add_parser("predict", help="classify images"))
 
     bench_cli.add_arguments(verbs.add_parser("bench", help="measure parts beside what one would otherwise take"))
     return parser

@@ -13,6 +13,7 @@ HOMES = {
         for name in ("launch", "worker", "place", "mailbox", "fit", "controller", "failure", "network", "storage")
     },
     "mlflow": {"cluster/track.py"},
+    "safetensors": {"cluster/foreign.py"},
     "yaml": {"jobs/schema.py"},
     "numba": {"pipelines/resample.py"},
     "matplotlib": {"pipelines/figures.py", "pipelines/sheet.py"},

@@ -33,9 +33,9 @@ def texts(note: Note) -> dict[str, str]:
     return {"format": "pt", KEY: VERSION, **{key: json.dumps(value) for key, value in asdict(note).items()}}
 
 
-def read(content: Mapping[str, Any]) -> Note:
+def read(content: Any) -> Note:
     """Of what `texts` made. Raises CheckpointError, without the file's name."""
-    if content.get(KEY) != VERSION:
+    if not isinstance(content, Mapping) or content.get(KEY) != VERSION:
         raise CheckpointError("written by another version of the program")
     try:
         fields = {key: json.loads(content[key]) for key in ("card", "named", "errors")}

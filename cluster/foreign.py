@@ -41,18 +41,20 @@ def torch_file(place: Location, mapped: bool = False) -> Contents:
     try:
         with place.on_disk() as path:
             state = _state(_unpickled(path, mapped, place), place)
-            return Contents(_unwrapped(state), getattr(state, "_metadata", {}), _checksum(path))
+            notes = getattr(state, "_metadata", None)
+            return Contents(_unwrapped(state), notes if isinstance(notes, Mapping) else {}, _checksum(path))
     except OSError as error:
-        raise CheckpointError(f"{place}: cannot be read: {error.strerror or first_line(error)}") from error
+        raise _unreadable(place, error) from error
 
 
-def safetensors_file(place: Location) -> Contents:
+def safetensors_file(place: Location, mapped: bool = False) -> Contents:
     """Of the library of this name, or of another one. Raises CheckpointError."""
     try:
-        content = bytes(place.read())
-        return Contents(_unwrapped(safetensors.torch.load(content)), {}, xxh3_128(content).hexdigest())
+        with place.on_disk() as path:
+            state = safetensors.torch.load_file(path)  # mapped
+            return Contents(_unwrapped(state, copied=not mapped), {}, _checksum(path))
     except OSError as error:
-        raise CheckpointError(f"{place}: cannot be read: {error.strerror or first_line(error)}") from error
+        raise _unreadable(place, error) from error
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise DamagedError(f"{place}: not a whole safetensors file: {first_line(error)}") from error
 
@@ -83,15 +85,25 @@ def _unpickled(path: Path, mapped: bool, place: Location) -> Any:
 def _state(content: Any, place: Location) -> Mapping[str, Tensor]:
     inside = (content.get(key) for key in _UNDER) if isinstance(content, Mapping) else ()
     for state in (content, *inside):
-        if isinstance(state, Mapping) and state and all(isinstance(value, Tensor) for value in state.values()):
+        if isinstance(state, Mapping) and state and all(map(_plain, state.values())):
             return state
     raise CheckpointError(f"{place}: holds no net's tensors, neither by themselves nor under {', '.join(_UNDER)}")
 
 
-def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {_WRAPPERS.sub("", str(key)): value.detach() for key, value in state.items()}
+def _plain(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
+
+
+def _unwrapped(state: Mapping[str, Tensor], copied: bool = False) -> dict[str, Tensor]:
+    """Under the names of the net by itself. `copied`: into memory, out of a file that may be overwritten."""
+    found = {_WRAPPERS.sub("", str(key)): value.detach() for key, value in state.items()}
+    return {key: value.clone() for key, value in found.items()} if copied else found
 
 
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         return str(hashlib.file_digest(file, xxh3_128).hexdigest())  # type: ignore[arg-type]
+
+
+def _unreadable(place: Location, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{place}: cannot be read: {error.strerror or first_line(error)}")

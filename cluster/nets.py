@@ -92,7 +92,7 @@ def _opening(place: Location) -> bytes:
 def _foreign(place: Location, mapped: bool) -> tuple[Note, dict[str, Tensor], str]:
     opening = _opening(place)
     if opening[8:9] == b"{":  # behind the head's length, whose first byte may be any
-        found = foreign.safetensors_file(place)
+        found = foreign.safetensors_file(place, mapped)
     elif opening.startswith((foreign.ZIP, foreign.PICKLE)):
         found = foreign.torch_file(place, mapped)
     else:

@@ -92,6 +92,8 @@ def weights_of(state: State, card: Card) -> dict[str, Tensor]:
         if value.shape != expected[key].shape:
             shapes = f"{tuple(value.shape)}, in {model} {tuple(expected[key].shape)}"
             raise CheckpointError(f"{key} is {shapes}")
+        if value.dtype != expected[key].dtype:
+            raise CheckpointError(f"{key} is of type {value.dtype}, in {model} {expected[key].dtype}")
     for key in expected:
         if key not in found:
             raise CheckpointError(f"it lacks {key}, which {model} has")

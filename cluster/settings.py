@@ -73,7 +73,7 @@ class Init(Settings):
         alias="from",
         description="the net that the layers that fit come from: a stage, or a file: a checkpoint, what `verydeep "
         "export` wrote, or a VGG of torchvision's (.pth or .safetensors). Weights of conv1_1 are scaled to this "
-        "stage's pixel_std",
+        "stage's pixel_std; the mean that is subtracted is the data's own",
     )
     left_out: list[str] = Field(
         default_factory=list,

@@ -139,10 +139,15 @@ def test_a_note_that_does_not_fit_the_weights_is_refused(tmp_path: Path) -> None
     torch.save(state, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match=r"x\.pth: .* vgg13 of 3 classes"):
         nets.load(Location.of(tmp_path / "x.pth"))
-    for wrong in ('{"net": "A"}', '{"net"', "7"):
+    for wrong in ('{"net": "A"}', '{"net"', "7", [7], None):
         state._metadata["verydeep"]["card"] = wrong
         torch.save(state, tmp_path / "x.pth")
         with pytest.raises(CheckpointError, match=r"x\.pth: what it says of its net cannot be read"):
+            nets.load(Location.of(tmp_path / "x.pth"))
+    for wrong in (7, {"verydeep": "2"}):
+        state._metadata["verydeep"] = wrong
+        torch.save(state, tmp_path / "x.pth")
+        with pytest.raises(CheckpointError, match=r"x\.pth: written by another version of the program"):
             nets.load(Location.of(tmp_path / "x.pth"))
 
 

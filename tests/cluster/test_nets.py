@@ -173,6 +173,8 @@ def other(key: str, value: Tensor) -> Callable[[State], Any]:
             other("classifier.0.weight", torch.ones(7, 15)),
             r"its layers' widths, \(2, 4, 8, 15, 15, 7\), are no multiple",
         ),
+        (other("classifier.3.bias", torch.ones(123).to_sparse()), "holds no net's tensors"),
+        (other("classifier.3.bias", torch.ones(123, dtype=torch.int8)), r"classifier.3.bias is of type torch.int8, in"),
         (other("classifier.6.weight", torch.ones(7)), "classifier.6.weight has 1 dimensions, not 2"),
         (other("features.3.weight", torch.ones(4, 2, 1, 1)), r"features.3.weight is \(4, 2, 1, 1\), in vgg11"),
     ],

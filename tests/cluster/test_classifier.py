@@ -1,6 +1,11 @@
 """Images classified by onnxruntime, Pillow and NumPy, against torch behind DALI."""
 
+import importlib.util
+import json
 import re
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +16,12 @@ from numpy.typing import NDArray
 
 from cluster import onnx_file
 from cluster.nets import Trained
+from pipelines import classifier as module
+from pipelines import still
 from pipelines.classifier import Classifier
 from pipelines.loader import WholeBatches
 from pipelines.location import Location
 from pipelines.shards import DataSet
-from pipelines.still import Unreadable
 from pipelines.stream import Seat
 from tests.cluster.nets import random_net
 from tests.conftest import encoded
@@ -53,7 +59,7 @@ def test_it_finds_what_a_dense_test_finds(
     flip: bool, scale: int | None, picture_set: DataSet, digits: tuple[str, str], tmp_path: Path
 ) -> None:
     """Of photographs' shapes and of digits: the same five best, and their probabilities, at S or at another Q."""
-    trained = random_net("C", classes=tuple("abcdefg"), flip=flip, batch_norm=True)
+    trained = random_net("A", classes=tuple("abcdefg"), flip=flip)
     onnx_file.write(trained, Location.of(tmp_path / "net.onnx"), dense=True)
     classifier, seen = Classifier(tmp_path / "net.onnx", scale), 0
     for data in (picture_set, DataSet.open(digits[1])):
@@ -68,6 +74,33 @@ def test_it_finds_what_a_dense_test_finds(
     assert seen >= 100
 
 
+ALONE = """
+import json, sys
+sys.path += sys.argv[1:2]
+from net.classifier import Classifier
+with open(sys.argv[3], "rb") as image:
+    print(json.dumps(Classifier(sys.argv[2]).best(image.read())))
+"""
+
+
+def test_two_files_beside_onnxruntime_pillow_and_numpy_are_enough(net: tuple[Trained, Path], tmp_path: Path) -> None:
+    """The interpreter is shown no other packages."""
+    (tmp_path / "net").mkdir()
+    for each in (module, still):
+        shutil.copy(str(each.__file__), tmp_path / "net")
+    for name in ("onnxruntime", "PIL", "numpy"):
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        assert spec.origin is not None
+        package = Path(spec.origin).parent
+        for folder in (package, *package.parent.glob(f"{name.replace('PIL', 'pillow')}.libs")):
+            (tmp_path / folder.name).symlink_to(folder)
+    (tmp_path / "image").write_bytes(encoded(90, 70, 3, "JPEG"))
+    command = [sys.executable, "-I", "-S", "-c", ALONE, str(tmp_path), str(net[1]), str(tmp_path / "image")]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert json.loads(out) == [list(pair) for pair in Classifier(net[1]).best(encoded(90, 70, 3, "JPEG"))]
+
+
 def test_fewer_classes_than_are_asked_for_are_all_there(net: tuple[Trained, Path]) -> None:
     classifier, image = Classifier(net[1]), encoded(90, 70, 3, "JPEG")
     best = classifier.best(image, 10)
@@ -78,7 +111,7 @@ def test_fewer_classes_than_are_asked_for_are_all_there(net: tuple[Trained, Path
 
 def test_what_is_no_image_is_told(net: tuple[Trained, Path]) -> None:
     for content in (b"", b"text", encoded(90, 70, 3, "JPEG")[:200]):
-        with pytest.raises(Unreadable):
+        with pytest.raises(still.Unreadable):
             Classifier(net[1]).best(content)
 
 

@@ -29,10 +29,13 @@ class Predictor:
             return torch.stack([self._at(encoded, scale) for scale in self._scales]).mean(dim=0)
 
     def best(self, encoded: bytes, count: int) -> list[tuple[str, float]]:
-        """The most probable classes and their probabilities; all of them, if there are not so many."""
-        found = self.probabilities(encoded)
-        values, places = found.topk(min(count, len(found)))
-        return [(self.card.classes[i], value) for i, value in zip(places.tolist(), values.tolist(), strict=True)]
+        """The most probable classes, at most `count` of them, and their probabilities; of equals the first one first.
+
+        Raises Unreadable.
+        """
+        values, places = self.probabilities(encoded).sort(descending=True, stable=True)
+        best = zip(places[:count].tolist(), values[:count].tolist(), strict=True)
+        return [(self.card.classes[i], value) for i, value in best]
 
     def _at(self, encoded: bytes, scale: int) -> Tensor:
         """Scores are averaged over space, probabilities over the image and its mirror image."""

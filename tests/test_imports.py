@@ -12,7 +12,9 @@ HOMES = {
         f"cluster/{name}.py"
         for name in ("launch", "worker", "place", "mailbox", "fit", "controller", "failure", "network", "storage")
     },
-    "mlflow": {"cluster/track.py"},
+    "mlflow": {"cluster/track.py", "cluster/registry.py"},
+    "onnx": {"cluster/onnx_file.py"},
+    "onnxruntime": {"cluster/onnx_file.py", "pipelines/classifier.py"},
     "safetensors": {"cluster/foreign.py"},
     "yaml": {"jobs/schema.py"},
     "numba": {"pipelines/resample.py"},

@@ -5,15 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.nn import functional as F
 
-from cluster import export, nets
+from cluster import export
 from cluster.nets import Trained
 from jobs.cli import main
+from pipelines.classifier import Classifier
 from pipelines.loader import WholeBatches
 from pipelines.location import Location
 from pipelines.shards import DataSet
@@ -167,16 +166,16 @@ def test_what_is_exported_predicts_the_same(
         assert as_json(capsys, tmp_path / name, *images) == expected
 
 
-def test_an_export_to_onnx_computes_the_same(
+def test_an_export_to_dense_onnx_sees_the_same_without_this_program(
     trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import onnxruntime
-
-    pixels = np.asarray(Image.open(io.BytesIO(encoded(96, 64, 3))).convert("RGB"), np.float32).transpose(2, 0, 1)[None]
+    images = files(tmp_path, [encoded(90 + 20 * i, 70, i, "JPEG") for i in range(5)])
     out = printed(capsys, "export", tmp_path / "net.safetensors", tmp_path / "x.onnx", "--dense")[0]
     assert out.splitlines()[1] == "input: RGB, the shorter side rescaled to 80, any size, values from 0 to 255"
-    session = onnxruntime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
-    ours = (torch.from_numpy(pixels) - torch.tensor(trained.card.mean_rgb)[:, None, None]) / trained.card.pixel_std
-    with torch.inference_mode():
-        scores = nets.load(Location.of(tmp_path / "net.safetensors")).build().dense()(ours).mean(dim=(2, 3))
-    assert np.allclose(session.run(["scores"], {"images": pixels})[0], scores.numpy(), rtol=1e-3, atol=1e-3)
+    classifier = Classifier(tmp_path / "x.onnx")
+    for image, entry in zip(images, as_json(capsys, tmp_path / "net.safetensors", *images), strict=True):
+        best = classifier.best(image.read_bytes())
+        assert [name for name, _ in best] == [one["class"] for one in entry["predictions"]]
+        assert [share for _, share in best] == pytest.approx(
+            [one["probability"] for one in entry["predictions"]], abs=1e-4
+        )

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from cluster import checkpoint, init, optimise, schedule
+from cluster import checkpoint, init, nets, optimise, schedule
 from cluster.agree import Agreement, Control, Wish
 from cluster.average import Average
 from cluster.checkpoint import Card, Checkpoint, Epoch, Progress
@@ -34,8 +34,8 @@ _log = logging.getLogger(__name__)
 class Stage:
     """One stage's work.
 
-    `folder` takes its checkpoints, and `start` is the one that its net starts from: whole paths or URIs. `run`: in
-    MLflow. `ledger`: the rows of every step are told of.
+    `folder` takes its checkpoints, and `start` is the file of the net that it starts from: whole paths or URIs. `run`:
+    in MLflow. `ledger`: the rows of every step are told of.
     """
 
     name: str
@@ -216,6 +216,7 @@ def _net(stage: Stage, card: Card, saved: Checkpoint | None) -> VGG:
         return net
     init.randomise(net, s.init.random, s.init.std, s.seed)
     if stage.start is not None:
-        source = checkpoint.load(Location.of(stage.start))
-        init.copy_from(net, source.card.net, source.delivered)
+        source = nets.load(Location.of(stage.start))
+        gain = card.pixel_std / source.card.pixel_std
+        init.copy_from(net, source.card.net, source.weights, s.left_out, gain)
     return net

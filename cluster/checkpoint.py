@@ -10,7 +10,7 @@ can be read alone. `writer` writes them, whole or not at all, and damage is foun
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
@@ -84,6 +84,11 @@ class Card:
     flip: bool
     batch_norm: bool = False
 
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> "Card":
+        """From JSON. Raises KeyError, TypeError or ValueError."""
+        return cls(**{**content, **{name: tuple(content[name]) for name in ("classes", "mean_rgb", "scale")}})
+
     def build(self, dropout: float = 0.0) -> VGG:
         return VGG(self.net, len(self.classes), self.input_size, self.width, dropout, self.batch_norm)
 
@@ -119,8 +124,12 @@ class Checkpoint:
 
 def load(place: Location) -> Checkpoint:
     """Onto the CPU; the tensors share one piece of memory. Raises CheckpointError, naming the file."""
-    content, tensors = sealed.load(place)
-    head = _head(content, place)
+    return unpacked(*sealed.load(place), place)
+
+
+def unpacked(content: sealed.Head, tensors: Mapping[str, Tensor], place: Location) -> Checkpoint:
+    """The same, of a file that is read already."""
+    head = head_of(content, place)
     groups: dict[str, dict[str, Tensor]] = {"weights": {}, "momentum": {}, "average": {}}
     for name, tensor in tensors.items():
         group, _, own = name.partition("/")
@@ -138,7 +147,7 @@ def load(place: Location) -> Checkpoint:
 
 def read_head(place: Location) -> Head:
     """Cheaply, whatever the size of the net. Raises CheckpointError, naming the file."""
-    return _head(sealed.read_head(place), place)
+    return head_of(sealed.read_head(place), place)
 
 
 def newest(folder: Location) -> Checkpoint | None:
@@ -193,13 +202,13 @@ def notes(checkpoint: Checkpoint) -> dict[str, str]:
     return {"version": VERSION, **{key: json.dumps(value) for key, value in content.items()}}
 
 
-def _head(content: sealed.Head, place: Location) -> Head:
+def head_of(content: sealed.Head, place: Location) -> Head:
+    """Of a file that is opened already. Raises CheckpointError."""
     if content.notes.get("version") != VERSION:
         raise CheckpointError(f"{place}: not a checkpoint of this version of the program")
     try:
         card, done, settings, run = (json.loads(content.notes[key]) for key in ("card", "progress", "settings", "run"))
-        tuples = {name: tuple(card[name]) for name in ("classes", "mean_rgb", "scale")}
         parts = {"epochs": [Epoch(**epoch) for epoch in done["epochs"]], "totals": Totals(**done["totals"])}
-        return Head(Card(**{**card, **tuples}), Progress(**{**done, **parts}), settings, run, content.seal)
+        return Head(Card.of(card), Progress(**{**done, **parts}), settings, run, content.seal)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{place}: not a checkpoint of this program: {first_line(error)}") from error

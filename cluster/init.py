@@ -1,6 +1,7 @@
 """A net's first weights: random, and then what fits from another net."""
 
 import math
+from collections.abc import Iterable, Iterator, Mapping, Set
 
 import torch
 from torch import Tensor, nn
@@ -51,15 +52,38 @@ def layers_to_copy(source: str, target: str) -> tuple[str, ...]:
     return (*shared, "fc1", "fc2", "fc3")
 
 
-def copy_from(net: VGG, source: str, weights: dict[str, Tensor]) -> list[str]:
+def copied(source: str, target: str, left_out: Set[str] = frozenset()) -> tuple[str, ...]:
+    """The same, without layers that are left out: these stay random."""
+    return tuple(name for name in layers_to_copy(source, target) if name not in left_out)
+
+
+def to_be_equal(layers: Iterable[str]) -> Iterator[tuple[str, str | None]]:
+    """What has to be equal in two nets so that these layers can be copied from one to the other, each with the layer
+    that alone depends on it, if there is one."""
+    names = set(layers)
+    if names:
+        yield "width", None
+    if any(name.startswith("conv") for name in names):
+        yield "batch_norm", None
+    if "fc1" in names:
+        yield "input_size", "fc1"
+    if "fc3" in names:
+        yield "classes", "fc3"
+
+
+def copy_from(
+    net: VGG, source: str, weights: Mapping[str, Tensor], left_out: Set[str] = frozenset(), gain: float = 1.0
+) -> list[str]:
     """Copies into `net` what fits from `weights` of configuration `source`; returns the layers' names.
 
-    A convolution comes with its batch norm. Raises CheckpointError if a layer that should fit does not, naming both
-    shapes.
+    A convolution comes with its batch norm. `gain`: what the weights of conv1_1 are multiplied by, since the pixels
+    that the nets are fed differ by it: each one's `pixel_std`, this net's by that of the other. Raises CheckpointError
+    if a layer that should fit does not, naming both shapes.
     """
     state = net.state_dict()
-    names = layers_to_copy(source, net.net)
-    if not net.batch_norm and any(key.startswith("bn") for key in weights):
+    names = copied(source, net.net, left_out)
+    convs = any(name.startswith("conv") for name in names)
+    if convs and not net.batch_norm and any(key.startswith("bn") for key in weights):
         raise CheckpointError("the net to start from has batch norm, this one has none: batch_norm must be equal")
     for key in (key for name in names for key in _keys(name, net.batch_norm)):
         if key not in weights:
@@ -69,7 +93,7 @@ def copy_from(net: VGG, source: str, weights: dict[str, Tensor]) -> list[str]:
                 f"{key} has shape {tuple(weights[key].shape)} in the net to start from, "
                 f"{tuple(state[key].shape)} in this one: input_size, width and classes must be equal"
             )
-        state[key] = weights[key]
+        state[key] = weights[key] * gain if key == "conv1_1.weight" else weights[key]
     net.load_state_dict(state)
     return list(names)
 

@@ -28,7 +28,7 @@ _TYPES = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
-_OPENING = b'{"__metadata__":{"seal":"'
+OPENING = b'{"__metadata__":{"seal":"'
 _UNSEALED = b"0" * 32
 _LENGTH_BYTES = 8  # the head's length is a multiple of it, too
 
@@ -61,7 +61,7 @@ def pack(tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> list[bytes 
     head = json.dumps({"__metadata__": metadata, **places}, separators=(",", ":")).encode()
     head += b" " * (-len(head) % _LENGTH_BYTES)
     length = len(head).to_bytes(_LENGTH_BYTES, "little")
-    at = len(_OPENING)
+    at = len(OPENING)
     sealed = head[:at] + xxh3_128(length + head).hexdigest().encode() + head[at + len(_UNSEALED) :]
     return [length + sealed, *pieces]
 
@@ -104,12 +104,12 @@ def _head(content: memoryview, size: int, place: Location) -> Head:
     """`content`: the file's beginning, of `size` bytes in all."""
     start = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
     head = bytes(content[:start])
-    first = _LENGTH_BYTES + len(_OPENING)
+    first = _LENGTH_BYTES + len(OPENING)
     end = first + len(_UNSEALED)
     seal = head[first:end]
     if (
         len(head) != start
-        or head[_LENGTH_BYTES:first] != _OPENING
+        or head[_LENGTH_BYTES:first] != OPENING
         or xxh3_128(head[:first] + _UNSEALED + head[end:]).hexdigest().encode() != seal
     ):
         raise _broken(place, content)

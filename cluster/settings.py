@@ -68,7 +68,19 @@ SCHEDULES: tuple[str, ...] = get_args(Schedule)
 class Init(Settings):
     """Where the first weights come from."""
 
-    source: str | None = Field(None, alias="from", description="the stage whose net the layers that fit come from")
+    source: str | None = Field(
+        None,
+        alias="from",
+        description="the net that the layers that fit come from: a stage, or a file: a checkpoint, what `verydeep "
+        "export` wrote, or a VGG of torchvision's (.pth or .safetensors). Weights of conv1_1 are scaled to this "
+        "stage's pixel_std; the mean that is subtracted is the data's own",
+    )
+    left_out: list[str] = Field(
+        default_factory=list,
+        alias="except",
+        description="layers or groups (named as in freeze) that are not copied but drawn at random; without fc3 the "
+        "classes may be others",
+    )
     random: Literal["normal", "glorot", "kaiming", "torchvision"] = Field(
         "normal",
         description="how the other layers are drawn; torchvision: convolutions as kaiming, but by the fan out, "
@@ -222,10 +234,15 @@ class StageSettings(Settings):
             yield "nesterov: does not go without momentum"
 
     def _layers(self) -> Iterator[str]:
-        for key in ("freeze", "learning_rates"):
-            if (problem := layers.unknown(self.net, getattr(self, key))) is not None:
+        names = {"freeze": self.freeze, "learning_rates": self.learning_rates, "init.except": self.init.left_out}
+        for key, chosen in names.items():
+            if (problem := layers.unknown(self.net, chosen)) is not None:
                 yield f"{key}: {problem}"
                 return
+        if self.left_out and self.init.source is None:
+            yield "init.except: does not go without init: {from: ...}"
+        if self.left_out == set(layers.of(self.net)):
+            yield "init.except: these are all layers, so that none is copied"
         if self.frozen == set(layers.of(self.net)):
             yield "freeze: these are all layers, so that none is trained"
         for name in self.learning_rates:
@@ -238,6 +255,11 @@ class StageSettings(Settings):
     def frozen(self) -> frozenset[str]:
         """The layers that are not trained."""
         return layers.chosen(self.net, self.freeze)
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        """The layers that do not come from the net that this one starts from."""
+        return layers.chosen(self.net, self.init.left_out)
 
     @property
     def sharded(self) -> bool:

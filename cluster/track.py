@@ -30,6 +30,13 @@ warnings.filterwarnings("ignore", module=r"mlflow\.")  # of what it uses of othe
 _RETRY_SECONDS = 2.0
 _CLOSING_SECONDS = 30.0
 _SQLITE = "sqlite:///"
+_TALKATIVE = (
+    "alembic",
+    "mlflow.pyfunc",
+    "mlflow.store.db.utils",
+    "mlflow.store.model_registry.abstract_store",
+    "mlflow.utils.environment",
+)
 
 
 def default_uri(storage: Location) -> str:
@@ -45,15 +52,20 @@ def default_uri(storage: Location) -> str:
     return f"sqlite:///{storage.disk / 'mlflow.db'}"
 
 
+def connect(uri: str) -> MlflowClient:
+    """One that does not talk."""
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return MlflowClient(uri)
+
+
 class Tracker:
     """Runs of one experiment in the tracking store `uri`."""
 
     def __init__(self, uri: str, experiment: str) -> None:
         """Raises ClusterError if the store cannot be reached."""
-        for name in ("alembic", "mlflow.store.db.utils", "mlflow.utils.environment"):
-            logging.getLogger(name).setLevel(logging.WARNING)
         self.uri = uri
-        self._client = MlflowClient(uri)
+        self._client = connect(uri)
         try:
             known = self._client.get_experiment_by_name(experiment)
             if known is None:

@@ -80,8 +80,7 @@ class VGG(nn.Module):
             raise ValueError(f"classes ({classes}) and width ({width}) must be positive")
         self.net, self.classes, self.input_size, self.width = net, classes, input_size, width
         self.batch_norm = batch_norm
-        block_widths = [_scaled(w, width) for w in BLOCK_WIDTHS]
-        hidden = _scaled(FC_WIDTH, width)
+        *block_widths, hidden = hidden_widths(width)
         before = 3
         for conv in convolutions(net):
             after = block_widths[conv.block - 1]
@@ -154,20 +153,11 @@ class DenseVGG(nn.Module):
         return F.relu(net.fc2(F.relu(net.fc1(x))))
 
 
-def from_torchvision(state: dict[str, Tensor], net: str) -> dict[str, Tensor]:
-    """The state dict of torchvision's vgg11, 13, 16, 19 (A, B, D, E) or their vgg*_bn under this module's names."""
-    numbers = sorted(int(k.split(".")[1]) for k, v in state.items() if k.startswith("features.") and v.dim() == 4)
-    names = {"classifier.0": "fc1", "classifier.3": "fc2", "classifier.6": "fc3"}
-    for number, conv in zip(numbers, convolutions(net), strict=True):
-        names |= {f"features.{number}": conv.name, f"features.{number + 1}": conv.norm}
-    split = ((key.rpartition("."), value) for key, value in state.items())
-    return {f"{names[layer]}.{kind}": value for (layer, _, kind), value in split}
+def hidden_widths(width: float) -> tuple[int, ...]:
+    """Of the convolutions of each block, and of FC-1 and FC-2."""
+    return tuple(max(1, round(full * width)) for full in (*BLOCK_WIDTHS, FC_WIDTH))
 
 
 def parameters(net: str, classes: int = 1000, input_size: int = 224, width: float = 1.0) -> int:
     with torch.device("meta"):
         return sum(p.numel() for p in VGG(net, classes, input_size, width).parameters())
-
-
-def _scaled(width: int, factor: float) -> int:
-    return max(1, round(width * factor))

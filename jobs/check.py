@@ -1,10 +1,12 @@
 """All that can be found wrong with a job before a worker starts: data sets, classes, what stages start from."""
 
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cluster import checkpoint
+from cluster import init, nets
+from cluster.nets import Label
 from cluster.settings import StageSettings
 from jobs import checkpoints, fingerprint, graph
 from jobs.checkpoints import Model
@@ -97,23 +99,32 @@ def _start_key(
     source = stage.init.source
     if source is None:
         return None
-    where = f"stages.{name}.init.from: {source}"
     try:
         place = start_file(source)
     except DataError as error:
         raise SettingsError(f"stages.{name}.init.from: {error}") from error
     if place is None:
         return folders[source].key
-    head = checkpoint.read_head(place)
-    card = head.card
-    if card.classes != classes:
-        raise SettingsError(f"{where} was trained on {_classes(card.classes)}, the data set has {_classes(classes)}")
-    for key in ("input_size", "width", "batch_norm"):
-        if getattr(card, key) != getattr(stage, key):
-            raise SettingsError(f"{where} has {key} {getattr(card, key)}, the stage {getattr(stage, key)}")
-    if (problem := frozen_at_random(stage, card.net)) is not None:
+    label = nets.look(place)
+    for misfit in _misfits(label, stage, classes):
+        raise SettingsError(f"stages.{name}.init.from: {source} {misfit}")
+    if (problem := frozen_at_random(stage, label.card.net)) is not None:
         raise SettingsError(f"stages.{name}.freeze: {problem}")
-    return head.seal
+    return label.seal
+
+
+def _misfits(label: Label, stage: StageSettings, classes: tuple[str, ...]) -> Iterator[str]:
+    """What is wrong with a file's net for a stage that starts from it."""
+    card = label.card
+    for key, layer in init.to_be_equal(init.copied(card.net, stage.net, stage.left_out)):
+        hint = f"; init: {{from: ..., except: [{layer}]}} draws {layer} anew" if layer else ""
+        if key != "classes":
+            if getattr(card, key) != getattr(stage, key):
+                yield f"has {key} {getattr(card, key)}, the stage {getattr(stage, key)}{hint}"
+        elif not label.named and len(card.classes) != len(classes):
+            yield f"has {len(card.classes)} classes, the data set {_classes(classes)}{hint}"
+        elif label.named and card.classes != classes:
+            yield f"was trained on {_classes(card.classes)}, the data set has {_classes(classes)}{hint}"
 
 
 def _tested_files(job: Job, data: DataSet) -> dict[str, Model]:

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import PurePosixPath
 
-from cluster import checkpoint, evaluate, nets
-from cluster.evaluate import Evaluation
+from cluster import checkpoint, nets
 from cluster.nets import Label
 from cluster.views import Scales, scales_of, views
 from jobs.store import read_json
@@ -76,6 +75,9 @@ def name_of(place: Location) -> str:
 
 def check(model: Model, data: DataSet, scales: Scales) -> None:
     """Raises DataError or SettingsError if the model cannot be tested on the data, or not at these scales."""
+    from cluster import evaluate  # slow import
+    from cluster.evaluate import Evaluation
+
     card = model.label.card
     looks = views("dense", scales_of(scales, card.scale, card.input_size), False)
     evaluate.check(Evaluation(str(model.file), str(data.location), looks), model.label, data.manifest)

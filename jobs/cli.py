@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.interrupt import Terminated
-from jobs import bench_cli, evaluate_cli, report_cli, schema
+from jobs import bench_cli, evaluate_cli, export_cli, predict_cli, report_cli, schema
 from jobs.source import open_source, scale_range
 from pipelines import imagenet, parquet, sources
 from pipelines.aside import check_apart
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted, 143 by SIGTERM."""
     options = _parser().parse_args(arguments)
     try:
-        options.verb(options)
+        status = options.verb(options)
     except VerydeepError as error:
         for line in str(error).splitlines():
             print(f"verydeep: {line}", file=sys.stderr)
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         goes_on = "; the same command goes on where this one stopped" if options.verb in (_run, _prepare) else ""
         print(f"verydeep: interrupted{goes_on}", file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130
-    return 0
+    return status or 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,13 +61,16 @@ def _parser() -> argparse.ArgumentParser:
     _show_arguments(show)
     show.set_defaults(verb=_show)
 
-    evaluate_cli.add_arguments(verbs.add_parser("evaluate", help="test nets as the paper does"))
-
     _prepare_arguments(verbs.add_parser("prepare", help="make a data set of images"))
 
-    bench_cli.add_arguments(verbs.add_parser("bench", help="measure parts beside what one would otherwise take"))
-
-    report_cli.add_arguments(verbs.add_parser("report", help="make a job's page of tables and pictures anew"))
+    for module, verb, meaning in (
+        (evaluate_cli, "evaluate", "test nets as the paper does"),
+        (report_cli, "report", "make a job's page of tables and pictures anew"),
+        (predict_cli, "predict", "classify images"),
+        (export_cli, "export", "write a net for other programs"),
+        (bench_cli, "bench", "measure parts beside what one would otherwise take"),
+    ):
+        module.add_arguments(verbs.add_parser(verb, help=meaning))
     return parser
 
 

@@ -4,8 +4,9 @@ import json
 from hashlib import sha256
 from typing import Any
 
-# Raised whenever training with the same settings on the same data gives another net than before.
-RECIPE_VERSION = 3
+# Raised whenever training with the same settings on the same data gives another net than before. 4: weights of conv1_1
+# that come from a net of another pixel_std are scaled.
+RECIPE_VERSION = 4
 
 # Settings that change no result: what ends a run, and how the same sums are computed.
 _WITHOUT_EFFECT = ("max_unreadable", "micro_batch", "compile")
@@ -13,7 +14,7 @@ _WITHOUT_EFFECT = ("max_unreadable", "micro_batch", "compile")
 
 def stage_key(settings: dict[str, Any], training: str, validation: str, start: str | None) -> str:
     """`settings`: the stage's, plain; `training`, `validation`: the data sets' fingerprints; `start`: the key of the
-    stage, or the seal of the checkpoint, that it starts from."""
+    stage, or the seal of the file, that it starts from."""
     # Which stage it starts from is told by that stage's key; its name changes nothing.
     init = {k: v for k, v in settings["init"].items() if k != "from"}
     settings = {k: v for k, v in settings.items() if k not in _WITHOUT_EFFECT} | {"init": init}

@@ -275,10 +275,13 @@ def _contradictions(job: Job) -> Iterator[tuple[Path_, str]]:
         if source not in job.stages:
             yield path, f"no stage is called {source!r}; {_hint(source, names)}"
             continue
-        for key in ("input_size", "width", "batch_norm"):
+        for key, layer in init.to_be_equal(init.copied(job.stages[source].net, stage.net, stage.left_out)):
+            if key == "classes":  # the data's
+                continue
             mine, its = getattr(stage, key), getattr(job.stages[source], key)
             if mine != its:
-                yield path, f"{key} is {its} in stage {source} and {mine} in this one: the FC layers do not fit"
+                message = f"{key} is {its} in stage {source} and {mine} in this one: "
+                yield path, message + (f"{layer} does not fit" if layer else "the layers do not fit")
         if (problem := frozen_at_random(stage, job.stages[source].net)) is not None:
             yield ("stages", name, "freeze"), problem
     yield from _cycles(job)
@@ -298,10 +301,12 @@ def _contradictions(job: Job) -> Iterator[tuple[Path_, str]]:
 
 def frozen_at_random(stage: StageSettings, source: str) -> str | None:
     """What is wrong if layers are frozen that take no weights from a net of configuration `source`."""
-    random = stage.frozen - set(init.layers_to_copy(source, stage.net))
+    random = stage.frozen - set(init.copied(source, stage.net, stage.left_out))
     if not random:
         return None
     names = ", ".join(name for name in layers.of(stage.net) if name in random)
+    if random <= stage.left_out:
+        return f"{names} would keep random weights, being left out by init.except"
     return f"{names} would keep random weights: a net {stage.net} does not get them from a net {source}"
 
 
@@ -322,7 +327,7 @@ def _cycles(job: Job) -> Iterator[tuple[Path_, str]]:
 
 
 def start_file(source: str | None) -> Location | None:
-    """The checkpoint that `init.from` names, if it is not a stage, whose name has no slash and no such ending.
+    """The file that `init.from` names, if it is not a stage, whose name has no slash and no such ending.
 
     Raises DataError: a URI of nothing that pyarrow knows.
     """
@@ -332,9 +337,8 @@ def start_file(source: str | None) -> Location | None:
 
 
 def is_file(source: str) -> bool:
-    """Whether `init.from` names a file or a URI, and not a stage. No file of this program ends in .pt any more, which
-    its reader tells."""
-    return "/" in source or source.endswith((".safetensors", ".pt"))
+    """Whether `init.from` names a file or a URI, and not a stage."""
+    return "/" in source or source.endswith((".safetensors", ".pth", ".pt"))
 
 
 def resolved(job: Job) -> str:

@@ -23,7 +23,10 @@ HOMES = {
             "storage",
         )
     },
-    "mlflow": {"cluster/track.py"},
+    "mlflow": {"cluster/track.py", "cluster/registry.py"},
+    "onnx": {"cluster/onnx_file.py"},
+    "onnxruntime": {"cluster/onnx_file.py", "pipelines/classifier.py"},
+    "safetensors": {"cluster/foreign.py"},
     "yaml": {"jobs/schema.py"},
     "numba": {"pipelines/resample.py"},
     "matplotlib": {"pipelines/figures.py", "pipelines/sheet.py", "jobs/pictures.py", "jobs/curves.py"},

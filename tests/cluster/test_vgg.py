@@ -49,46 +49,6 @@ def test_local_response_normalisation_is_krizhevskys() -> None:
     torch.testing.assert_close(VGG("A-LRN", 10, 32, 0.1).lrn(x), expected)
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
-@pytest.mark.parametrize(
-    ("net", "layout"), [("A", "M".join(["1", "1", "11", "11", "11"])), ("E", "11M11M1111M1111M1111")]
-)
-def test_torchvisions_state_dicts_load(net: str, layout: str, batch_norm: bool) -> None:
-    """A sequential net built layer by layer as torchvision's is, with its names."""
-    torch.manual_seed(3)
-    layers: list[torch.nn.Module] = []
-    before, block = 3, 0
-    for sign in layout:
-        if sign == "M":
-            layers.append(torch.nn.MaxPool2d(2, 2))
-            block += 1
-            continue
-        after = round(vgg.BLOCK_WIDTHS[block] * 0.125)
-        norm = [torch.nn.BatchNorm2d(after)] if batch_norm else []
-        layers += [torch.nn.Conv2d(before, after, 3, padding=1), *norm, torch.nn.ReLU()]
-        before = after
-    layers.append(torch.nn.MaxPool2d(2, 2))
-    features = torch.nn.Sequential(*layers)
-    classifier = torch.nn.Sequential(
-        torch.nn.Linear(before * 4, 512),
-        torch.nn.ReLU(),
-        torch.nn.Dropout(),
-        torch.nn.Linear(512, 512),
-        torch.nn.ReLU(),
-        torch.nn.Dropout(),
-        torch.nn.Linear(512, 5),
-    ).eval()
-    features(torch.randn(16, 3, 64, 64) * 2 + 1)  # gives batch norms statistics of their own
-    features.eval()
-    state = {f"features.{k}": v for k, v in features.state_dict().items()}
-    state |= {f"classifier.{k}": v for k, v in classifier.state_dict().items()}
-    model = VGG(net, 5, 64, 0.125, batch_norm=batch_norm).eval()
-    model.load_state_dict(vgg.from_torchvision(state, net))
-    images = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(model(images), classifier(features(images).flatten(1)))
-    torch.testing.assert_close(model.dense()(images)[:, :, 0, 0], model(images))
-
-
 def test_a_deeper_net_takes_four_convolutions_and_the_fc_layers_of_a() -> None:
     a, e = VGG("A", 5, 32, 0.1), VGG("E", 5, 32, 0.1)
     before = {k: v.clone() for k, v in e.state_dict().items()}

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from cluster import checkpoint
 from cluster.train import Stage, train
@@ -13,6 +14,7 @@ from jobs.cli import main
 from pipelines import sources
 from pipelines.location import Location
 from pipelines.prepare import prepare
+from tests.cluster import layout
 from tests.cluster.test_train import settings
 
 JOB = """name: t
@@ -56,7 +58,7 @@ def test_a_net_of_other_classes_or_shape_is_no_start(
         prepare(sources.folder(pictures), tmp_path / name)
     init = f", init: {{from: {start}}}"
     error = told(write(tmp_path, str(tmp_path / "x"), str(tmp_path / "y"), init), capsys)
-    assert "was trained on 10 classes (0, 1, 2, ...), the data set has 3 classes (ant, bee, cat)" in error
+    assert "was trained on 10 classes (0, 1, 2, ...), the data set has 3 classes (ant, bee, cat); init: {from" in error
     wide = told(write(tmp_path, *digits, init + ", width: 0.1"), capsys)
     assert "has width 0.05, the stage 0.1" in wide
     b = Path(write(tmp_path, *digits, init + ", freeze: [block1]"))
@@ -98,3 +100,30 @@ def test_a_stages_key_changes_with_what_determines_it_and_with_nothing_else(
     assert key("train.recipe=torchvision") not in different
     other = key(f"data.val={digits[0]}")
     assert other not in different
+
+
+def test_a_stage_may_start_from_torchvisions_files(
+    digits: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their classes have no names: as many are taken, and others with a new last layer."""
+    for classes in (10, 1000):
+        torch.save(layout.random("A", classes, 0.05, side=1).state_dict(), tmp_path / f"{classes}.pth")
+
+    def job(classes: int, more: str = "") -> str:
+        return write(tmp_path, *digits, f", init: {{from: {tmp_path / str(classes)}.pth{more}}}")
+
+    def key(classes: int, more: str = "") -> str:
+        return check(schema.load(job(classes, more))).folders["a"].key
+
+    keys = {key(10), key(10, ", except: [fc3]"), key(1000, ", except: [fc3]"), key(1000, ", except: [fc2, fc3]")}
+    assert len(keys) == 4
+    hint = "; init: {from: ..., except: [fc3]} draws fc3 anew\n"
+    assert told(job(1000), capsys).endswith(f"1000.pth has 1000 classes, the data set 10 classes (0, 1, 2, ...){hint}")
+    frozen = Path(job(1000, ", except: [fc3]"))
+    frozen.write_text(frozen.read_text().replace("scale: 32", "scale: 32, freeze: [classifier]"))
+    assert "stages.a.freeze: fc3 would keep random weights, being left out" in told(str(frozen), capsys)
+    torch.save(layout.random("A", 10, 0.05, side=2).state_dict(), tmp_path / "10.pth")
+    assert "has input_size 64, the stage 32; init: {from: ..., except: [fc1]} draws fc1 an" in told(job(10), capsys)
+    assert key(10, ", except: [fc1]") not in keys
+    (tmp_path / "10.pth").write_text("no net")
+    assert "10.pth: neither a checkpoint nor another file of a net" in told(job(10), capsys)

@@ -120,6 +120,24 @@ ERRORS = [
         "from: a}}, freeze: [block1]",
         "stages.e.freeze: conv1_2 would keep random weights: a net E does not",
     ),
+    ("from: a}}", "from: a, except: [fc4]}}", "job.yaml:7: stages.e.init.except: 'fc4' is no layer of net E; did you"),
+    ("from: a}}", "from: a, exept: [fc3]}}", "job.yaml:7: stages.e.init.exept: unknown key; did you mean except?"),
+    ("from: a}}", "except: [fc3]}}", "job.yaml:7: stages.e.init.except: does not go without init: {from: ...}"),
+    (
+        "from: a}}",
+        "from: a, except: [features, classifier]}}",
+        "job.yaml:7: stages.e.init.except: these are all layers, so that none is copied",
+    ),
+    (
+        "from: a}}",
+        "from: a, except: [fc3]}}, freeze: [classifier]",
+        "stages.e.freeze: fc3 would keep random weights, being left out by init.except",
+    ),
+    (
+        "scale: 32}}",
+        "scale: 64, input_size: 64}}",
+        "job.yaml:7: stages.e.init.from: input_size is 64 in stage a and 32 in this one: fc1 does not fit",
+    ),
     ("from: a}}", "from: a}}, freeze: [fc1], learning_rates: {{fc1: 2}}", "stages.e.learning_rates: fc1 is frozen"),
     ("epochs: 1", "nesterov: true, momentum: 0.0", "job.yaml:4: train.nesterov: does not go without momentum"),
     ("data: digits", "data: {{train: /no/train, val: /no/val}}", "/no/train: no such data set"),
@@ -203,6 +221,14 @@ def test_layers_copied_from_the_source_may_be_frozen(tmp_path: Path) -> None:
     assert schema.load(write(tmp_path), ["stages.e.net=A", "stages.e.freeze=[features]"]).stages["e"].freeze == [
         "features"
     ]
+
+
+def test_what_depends_on_layers_that_are_left_out_may_differ(tmp_path: Path) -> None:
+    wider = ["stages.a.scale=64", "stages.a.input_size=64"]
+    job = schema.load(write(tmp_path), [*wider, "stages.e.init.except=[fc1]"])
+    assert job.stages["e"].left_out == {"fc1"}
+    with pytest.raises(SettingsError, match="fc1 does not fit"):
+        schema.load(write(tmp_path), [*wider, "stages.e.init.except=[fc2, fc3]"])
 
 
 def test_the_resolved_job_reads_back_as_itself(tmp_path: Path) -> None:

@@ -177,7 +177,14 @@ def test_a_storage_that_cannot_be_used_is_one_line_before_anything_starts(
 
 
 def test_what_a_stage_starts_from_may_be_anywhere(remote: Location, tmp_path: Path) -> None:
-    for source, file in (("a", False), ("a.b", False), ("x.safetensors", True), ("./x", True), ("s3://b/c?d=e", True)):
+    for source, file in (
+        ("a", False),
+        ("a.b", False),
+        ("x.safetensors", True),
+        ("x.pth", True),
+        ("./x", True),
+        ("s3://b/c?d=e", True),
+    ):
         assert schema.is_file(source) == file
     assert schema.start_file(None) is None
     place = schema.start_file((remote / "epoch-0001.safetensors").absolute)

@@ -95,9 +95,8 @@ def _add(client: MlflowClient, run: str, name: str, trained: Trained, tags: Mapp
         client.finalize_logged_model(logged.model_id, status)
     client.log_outputs(run, [LoggedModelOutput(logged.model_id, step=0)])
     made = client.create_model_version(name, logged.artifact_location, run, tags=dict(tags), model_id=logged.model_id)
-    ways = json.dumps(
-        [{"name": name, "version": str(made.version)}]
-    )  # from the model's page in MLflow to the version's
+    # So that in MLflow the model's page leads to the version's.
+    ways = json.dumps([{"name": name, "version": str(made.version)}])
     client.set_logged_model_tags(logged.model_id, {MLFLOW_MODEL_VERSIONS: ways})
     return str(made.version)
 

@@ -33,10 +33,9 @@ class Classifier:
         """Raises ValueError: no such file, not such a file, or a scale that is smaller than the net's input."""
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # half of the CPU time, of small nets
         try:
-            self._session = onnxruntime.InferenceSession(
-                os.fspath(file), options, onnxruntime.get_available_providers()
-            )
+            self._session = onnxruntime.InferenceSession(os.fspath(file), options, providers=list(providers))
         except Exception as error:  # onnxruntime's errors have no other base
             raise ValueError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error
         notes = self._session.get_modelmeta().custom_metadata_map.get(_KEY)

@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pytest
 import uvicorn
-from mlflow import MlflowClient
+from mlflow import MlflowClient, pyfunc
 from mlflow.pyfunc import scoring_server
 
 from cluster import onnx_file, registry
@@ -74,10 +73,8 @@ def test_a_process_without_torch_dali_and_this_program_classifies_images_as_they
 @pytest.fixture(scope="module")
 def served(store: tuple[str, str]) -> Iterator[str]:
     """What `mlflow models serve` runs, at this address."""
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(store[0])
-    app = scoring_server.init(mlflow.pyfunc.load_model("models:/job@best"))
-    mlflow.set_tracking_uri(before)
+    place = MlflowClient(store[0]).get_model_version_by_alias("job", "best").source
+    app = scoring_server.init(pyfunc.load_model(place))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

@@ -1,75 +1,161 @@
-"""The paper's tests (section 3.2): the net over whole images, scores averaged over space, probabilities over mirror
-images and scales."""
+"""The paper's tests (section 3.2): a net over the images of a data set, in one view or several.
 
+Each view decodes and rescales for itself: dense ones lose up to 31 pixels at the images' borders so that many have one
+shape, crops need them; and beside the net's time that of decoding is little.
+"""
+
+from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
-from cluster import checkpoint
-from cluster.metrics import Totals, label_ranks
+from cluster import nets
+from cluster.nets import Label
+from cluster.passes import PASS_PIXELS, Passes, dense_scores, of_crops, of_wholes, plain_scores
+from cluster.posteriors import Posteriors
 from cluster.records import Log, name_unreadable
+from cluster.stopwatch import Stopwatch
 from cluster.vgg import STRIDE
+from cluster.views import View
 from cluster.world import World
-from pipelines.errors import TrainingError
+from pipelines.augment import Ints
+from pipelines.errors import DataError, SettingsError, TrainingError
 from pipelines.loader import WholeBatches
 from pipelines.location import Location
-from pipelines.order import part
+from pipelines.schema import Manifest
 from pipelines.shards import DataSet
+from pipelines.stream import Batch
+
+PIECE_ROWS = 2048  # whose posteriors a worker holds at a time: 8 MB a view of 1000 classes
+_NO_IMAGES = torch.empty(0)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One net, tested on one data set. `checkpoint`: whole path or URI; `scales`: Q in pixels, several are averaged."""
+    """One net, tested on one data set, in each of the `views`. `checkpoint`: whole path or URI."""
 
     checkpoint: str
     data: str
-    scales: tuple[int, ...]
-    mirror: bool
+    views: tuple[View, ...]
 
 
-def dense_probabilities(dense: nn.Module, images: Tensor, mirror: bool) -> Tensor:
-    """(N, classes): the soft-max of the map's mean, averaged with that of the mirror images."""
-    views = (images, images.flip(3)) if mirror else (images,)
-    return torch.stack([F.softmax(dense(view).mean(dim=(2, 3)), dim=1) for view in views]).mean(dim=0)
+@dataclass(frozen=True)
+class Looked:
+    """What a net makes of n images, in the order in which they came.
 
-
-def evaluate_share(test: Evaluation, world: World, log: Log = lambda record: None) -> Totals:
-    """This worker's part of the test; the parts of all workers add up to the data set.
-
-    `log` is told of images done, counted once a scale, and of those that cannot be decoded.
+    `unreadable`: rows of the data set. `seconds`: that it took in all; `net_seconds`: in the net, with mirroring, and
+    waiting for its device.
     """
-    saved = checkpoint.load(Location.of(test.checkpoint))
-    card = saved.card
-    data = DataSet.open(test.data)
-    net = card.build()
-    net.load_state_dict(saved.delivered)
-    dense = net.to(world.device).eval().dense()
-    first, last = part(data.rows, world.rank, world.size)
-    probabilities = torch.zeros(last - first, len(card.classes))
-    labels = torch.zeros(last - first, dtype=torch.int64)
-    seen = torch.zeros(last - first, dtype=torch.int64)
-    unreadable: set[int] = set()
-    with torch.inference_mode():
-        for scale in test.scales:
-            with closing(WholeBatches(data, scale, card.mean_rgb, card.pixel_std, STRIDE, world.seat)) as batches:
-                for batch in batches:
-                    rows = batch.rows - first
-                    probabilities[rows] += dense_probabilities(dense, batch.images, test.mirror).cpu()
-                    labels[rows] = batch.labels.cpu()
-                    seen[rows] += 1
-                    unreadable |= {image.row for image in batch.replaced}
-                    name_unreadable(batch, log)
-                    log({"kind": "tested", "images": len(rows)})
-    if not bool((seen == len(test.scales)).all()):
-        raise TrainingError(f"{test.data}: {int((seen != len(test.scales)).sum())} images were not tested just once")
-    probabilities /= len(test.scales)
-    return _totals(probabilities, labels, len(unreadable))
+
+    rows: Ints  # (n,)
+    labels: Ints  # (n,)
+    names: list[str]
+    scores: NDArray[np.float32]  # (n, classes)
+    unreadable: frozenset[int]
+    seconds: float
+    net_seconds: float
 
 
-def _totals(probabilities: Tensor, labels: Tensor, unreadable: int) -> Totals:
-    ranks = label_ranks(probabilities, labels)
-    losses = -probabilities.gather(1, labels[:, None]).double().clamp_min(1e-30).log()
-    return Totals(len(labels), float(losses.sum()), int((ranks < 1).sum()), int((ranks < 5).sum()), unreadable)
+def check(test: Evaluation, net: Label, manifest: Manifest) -> None:
+    """Raises DataError if the data has other classes than the net, SettingsError if a scale is too small for it.
+
+    Of a net whose file does not name its classes only their number has to be right.
+    """
+    ours, theirs = net.card.classes, manifest.classes
+    if len(ours) != len(theirs):
+        raise DataError(f"{test.data}: has {len(theirs)} classes, {test.checkpoint} was trained on {len(ours)}")
+    different = [(a, b) for a, b in zip(ours, theirs, strict=True) if a != b and net.named]
+    if different:
+        a, b = different[0]
+        raise DataError(f"{test.data}: a class is {b!r} that is {a!r} in {test.checkpoint}: it was trained on others")
+    smallest = min(view.scale for view in test.views)
+    if smallest < net.card.input_size:
+        raise SettingsError(
+            f"scale {smallest} is too small for {test.checkpoint}, which takes {net.card.input_size} pixels at least"
+        )
+
+
+class Tester:
+    """A net on one worker, to be tested on one piece of the data set after the other.
+
+    `log` is told of images done (`tested`, each once a view), and of those that cannot be decoded.
+
+    Raises CheckpointError or DataError if the net or the data set cannot be read.
+    """
+
+    def __init__(self, test: Evaluation, world: World, log: Log) -> None:
+        trained = nets.load(Location.of(test.checkpoint))
+        self._card, self._views = trained.card, test.views
+        self._data, self._world, self._log = DataSet.open(test.data), world, log
+        net = trained.build().to(device=world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._watch, most = Stopwatch(world.device, parts=("net",)), PASS_PIXELS[world.device.type]
+        self._dense = Passes(dense_scores(net), self._watch, most)
+        self._plain = Passes(plain_scores(net), self._watch, most)
+
+    def __call__(self, rows: range) -> dict[View, Looked]:
+        """`rows`: some, without gaps."""
+        return {view: self._look(view, rows) for view in self._views}
+
+    def _look(self, view: View, rows: range) -> Looked:
+        card, dense, seen = self._card, view.mode == "dense", list[Batch]()
+        self._watch.read()
+        whole = WholeBatches(
+            self._data, view.scale, card.mean_rgb, card.pixel_std, STRIDE if dense else 1, self._world.seat, rows
+        )
+        with closing(whole), torch.inference_mode():
+            images = self._told(whole, seen)
+            if dense:
+                found = of_wholes(self._dense, images, view.mirror)
+            else:
+                found = of_crops(self._plain, images, card.input_size, view.mirror)
+            scores = torch.cat(list(found)).numpy()
+        reading = self._watch.read()
+        return Looked(
+            torch.cat([batch.rows for batch in seen]).numpy(),
+            torch.cat([batch.labels.cpu() for batch in seen]).numpy(),
+            [name for batch in seen for name in batch.names],
+            scores,
+            frozenset(image.row for batch in seen for image in batch.replaced),
+            reading.seconds,
+            reading.parts["net"],
+        )
+
+    def _told(self, batches: Iterable[Batch], seen: list[Batch]) -> Iterator[Tensor]:
+        """Their images; the rest of them is added to `seen`."""
+        for batch in batches:
+            name_unreadable(batch, self._log)
+            seen.append(replace(batch, images=_NO_IMAGES))
+            yield batch.images
+            self._log({"kind": "tested", "images": len(batch.rows)})
+
+
+def assembled(
+    test: Evaluation, net: Label, manifest: Manifest, pieces: Iterable[dict[View, Looked]]
+) -> dict[View, Posteriors]:
+    """Raises TrainingError unless each image came once in each view."""
+    n, classes = manifest.rows, manifest.classes
+    scores = {view: np.zeros((n, len(classes)), np.float32) for view in test.views}
+    times = {view: np.zeros(n, np.int64) for view in test.views}
+    names, labels, unreadable = np.empty(n, np.object_), np.zeros(n, np.int64), set[int]()
+    for piece in pieces:
+        for view, looked in piece.items():
+            np.add.at(times[view], looked.rows, 1)
+            names[looked.rows], labels[looked.rows], scores[view][looked.rows] = (
+                looked.names,
+                looked.labels,
+                looked.scores,
+            )
+            unreadable |= looked.unreadable
+    once = min(int((count == 1).sum()) for count in times.values())
+    if once != n:
+        raise TrainingError(f"{test.data}: {once} of {n} images were tested once")
+    origin = {"checkpoint": test.checkpoint, "seal": net.seal, "net": net.card.net}
+    common = (classes, manifest.fingerprint, tuple(sorted(unreadable)))
+    return {
+        view: Posteriors(names.tolist(), labels, scores[view], *common, {**origin, **asdict(view)})
+        for view in test.views
+    }

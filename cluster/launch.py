@@ -2,22 +2,24 @@
 
 import logging
 import os
-import re
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from functools import partial
 
 from cluster.attempt import Stage
 from cluster.course import Course, Ended, How, Move, warning
-from cluster.evaluate import Evaluation
+from cluster.evaluate import PIECE_ROWS, Evaluation, Looked, Tester, assembled, check
 from cluster.interrupt import interrupted, noted
-from cluster.metrics import Totals
+from cluster.posteriors import Posteriors
 from cluster.settings import ClusterSettings
+from cluster.views import View
 from pipelines.errors import ClusterError, TrainingError, first_line
 from pipelines.location import Location
 from pipelines.schema import MANIFEST
+from pipelines.shards import DataSet
 
 # Ray reads these when it is imported or started. Without an explicit mode a local Ray makes an authentication token
 # that the next `ray start` asks for and `ray job submit` does not send; the poll is every 2 s by default, and a
@@ -37,20 +39,18 @@ import ray._private.utils  # noqa: E402
 import ray.exceptions  # noqa: E402
 import ray.train  # noqa: E402
 
-from cluster import place  # noqa: E402
+from cluster import nets, place  # noqa: E402
 from cluster.fit import Fit  # noqa: E402
-from cluster.mailbox import Mailbox, mailbox  # noqa: E402
+from cluster.mailbox import Listen, Mailbox, Records, mailbox  # noqa: E402
+from cluster.pieces import over_pieces  # noqa: E402
 from cluster.place import Shape  # noqa: E402
 from cluster.storage import Shared  # noqa: E402
-from cluster.worker import evaluate_worker  # noqa: E402
 
-Listen = Callable[[dict[str, Any]], None]
 Signalled = Callable[[], int | None]  # the number of the signal that has come, if any
 
 _POLL_SECONDS = 0.25
 _ROOM_POLL_SECONDS = 2.0
 _ANSWER_SECONDS = 5.0
-_QUIET_SECONDS = 60  # after which a person is told that workers say nothing; then after twice as long, and so on
 _START_SECONDS, _ELASTIC_START_SECONDS = 300, 5  # for workers to find their places; then elastic ones are less
 
 
@@ -115,7 +115,7 @@ def train_stage(stage: Stage, on: Shape, settings: ClusterSettings, listen: List
 
 def _accompany(fit: Fit, course: Course, box: Mailbox, signalled: Signalled, listen: Listen) -> Ended:
     """Listens and decides until the run ends."""
-    records, reason = _Records(box, listen), ""
+    records, reason = Records(box, listen), ""
     room, looked = 0, time.monotonic()
     while not fit.over(_POLL_SECONDS):
         records.deliver(course.hear)
@@ -136,50 +136,28 @@ def _accompany(fit: Fit, course: Course, box: Mailbox, signalled: Signalled, lis
     return Ended(ended.how, reason) if reason and ended.how is How.STOPPED else ended
 
 
-def run_evaluation(test: Evaluation, on: Shape, rows: int, listen: Listen) -> Totals:
-    """One net on one data set of `rows` images, over all workers. Raises TrainingError if an image was left out."""
-    with mailbox() as box, noted() as signalled:
-        task = ray.remote(evaluate_worker).options(num_cpus=on.cpus, num_gpus=on.gpus, max_retries=3)
-        parts = [task.remote(test, rank, on.workers, on.cpus, box.actor) for rank in range(on.workers)]
-        records, waiting = _Records(box, listen), parts
-        while waiting:
-            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=_POLL_SECONDS)
-            records.deliver()
-            if number := signalled():
-                raise interrupted(number)
-        try:
-            totals = sum(ray.get(parts), Totals(0, 0.0, 0, 0))
-        except ray.exceptions.RayError as error:
-            raise TrainingError(f"the test of {test.checkpoint}: {_reason(error)}") from error
-    if totals.images != rows:
-        raise TrainingError(f"{test.data}: {totals.images} of {rows} images were tested")
-    return totals
+def run_evaluation(test: Evaluation, on: Shape, listen: Listen) -> dict[View, Posteriors]:
+    """One net on one data set, over all workers: every image once in each view.
+
+    `listen` gets, beside the workers' records, for each piece of the data and view (`timed`) its number of images, the
+    seconds that a worker took for it and those of them in the net.
+
+    Raises CheckpointError, DataError or SettingsError, most of them before a worker starts, and TrainingError if the
+    workers cannot go on, or an image was left out.
+    """
+    net, manifest = nets.look(Location.of(test.checkpoint)), DataSet.open(test.data).manifest
+    check(test, net, manifest)
+    what = f"the test of {test.checkpoint}"
+    with closing(over_pieces(partial(Tester, test), manifest.rows, PIECE_ROWS, on, listen, what)) as pieces:
+        return assembled(test, net, manifest, _timed(pieces, listen))
 
 
-def _reason(error: BaseException) -> str:
-    """The line that names an error of ours, or else the last one; the whole is in Ray's logs."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    ours = [line for line in lines if re.match(r"pipelines\.errors\.\w+: ", line)]
-    return ours[0].partition(": ")[2] if ours else lines[-1] if lines else type(error).__name__
-
-
-class _Records:
-    """What the mailbox holds, passed on; and that nothing has come for a long time."""
-
-    def __init__(self, box: Mailbox, listen: Listen) -> None:
-        self._box, self._listen = box, listen
-        self._heard, self._patience = time.monotonic(), _QUIET_SECONDS
-
-    def deliver(self, hear: Callable[[dict[str, Any], float], dict[str, Any] | None] = lambda r, _: r) -> None:
-        now = time.monotonic()
-        for record in self._box.take():
-            heard = hear(record, now)
-            if heard is not None:
-                self._listen(heard)
-            self._heard, self._patience = now, _QUIET_SECONDS
-        if now - self._heard > self._patience:
-            self._listen({"kind": "quiet", "seconds": self._patience})
-            self._patience *= 2
+def _timed(pieces: Iterator[dict[View, Looked]], listen: Listen) -> Iterator[dict[View, Looked]]:
+    for piece in pieces:
+        for view, looked in piece.items():
+            spent = {"seconds": looked.seconds, "net_seconds": looked.net_seconds}
+            listen({"kind": "timed", **asdict(view), "images": len(looked.rows), **spent})
+        yield piece
 
 
 @contextmanager

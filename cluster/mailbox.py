@@ -1,12 +1,17 @@
 """Between workers and the driver: records one way, the wish that they stop the other."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+Listen = Callable[[dict[str, Any]], None]
+
+_QUIET_SECONDS = 60  # after which a person is told that workers say nothing; then after twice as long, and so on
 
 
 class _Mailbox:
@@ -55,6 +60,25 @@ class Mailbox:
 
     def ask_to_stop(self) -> None:
         self.actor.ask_to_stop.remote(True)
+
+
+class Records:
+    """What the mailbox holds, passed on; and that nothing has come for a long time."""
+
+    def __init__(self, box: Mailbox, listen: Listen) -> None:
+        self._box, self._listen = box, listen
+        self._heard, self._patience = time.monotonic(), _QUIET_SECONDS
+
+    def deliver(self, hear: Callable[[dict[str, Any], float], dict[str, Any] | None] = lambda r, _: r) -> None:
+        now = time.monotonic()
+        for record in self._box.take():
+            heard = hear(record, now)
+            if heard is not None:
+                self._listen(heard)
+            self._heard, self._patience = now, _QUIET_SECONDS
+        if now - self._heard > self._patience:
+            self._listen({"kind": "quiet", "seconds": self._patience})
+            self._patience *= 2
 
 
 @contextmanager

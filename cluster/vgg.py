@@ -129,9 +129,13 @@ class VGG(nn.Module):
 
 
 class DenseVGG(nn.Module):
-    """FC-1 as a convolution over its whole input, FC-2 and FC-3 as 1x1 (paper, section 3.2); no dropout.
+    """The net over images of any size of at least its input size (paper, section 3.2); no dropout.
 
-    Takes images of any size of at least the net's input size; returns (N, classes, h, w), h = H // 32 - side + 1.
+    Its FC layers are applied at every place where FC-1's input fits into the last feature map: they are convolutions
+    there, FC-1 of its input's size, FC-2 and FC-3 of 1x1. As products of matrices they need no copy of FC-1's weights
+    in a convolution's layout, which on a CPU would be made in each pass, for more than a small batch's other work.
+
+    Returns (N, classes, h, w), h = H // 32 - side + 1.
     """
 
     def __init__(self, net: VGG) -> None:
@@ -139,12 +143,15 @@ class DenseVGG(nn.Module):
         self.net = net
 
     def forward(self, images: Tensor) -> Tensor:
+        return self.net.fc3(self.penultimate(images)).movedim(3, 1)  # type: ignore[no-any-return]
+
+    def penultimate(self, images: Tensor) -> Tensor:
+        """(N, h, w, C): what FC-3 is given."""
         net = self.net
-        x = net.features(images)
         side = net.input_size // STRIDE
-        x = F.relu(F.conv2d(x, net.fc1.weight.view(-1, x.shape[1], side, side), net.fc1.bias))
-        x = F.relu(F.conv2d(x, net.fc2.weight[:, :, None, None], net.fc2.bias))
-        return F.conv2d(x, net.fc3.weight[:, :, None, None], net.fc3.bias)
+        windows = net.features(images).unfold(2, side, 1).unfold(3, side, 1)  # (N, C, h, w, side, side)
+        x = windows.permute(0, 2, 3, 1, 4, 5).flatten(3)
+        return F.relu(net.fc2(F.relu(net.fc1(x))))
 
 
 def from_torchvision(state: dict[str, Tensor], net: str) -> dict[str, Tensor]:

@@ -1,10 +1,10 @@
-"""What runs on a Ray worker: a stage's training, or a share of a test."""
+"""What runs on a Ray worker: a stage's training, or pieces of a test."""
 
 import gc
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,8 +17,6 @@ import torch
 from cluster.agree import Wish
 from cluster.attempt import Stage
 from cluster.course import ASKED, PREEMPTED, Ended, How
-from cluster.evaluate import Evaluation, evaluate_share
-from cluster.metrics import Totals
 from cluster.records import Log
 from cluster.train import Outcome, train
 from cluster.watchdog import Watchdog
@@ -64,11 +62,25 @@ def train_worker(config: dict[str, Any]) -> dict[str, str]:
     return (Ended(How.FINISHED) if outcome is Outcome.FINISHED else Ended(How.STOPPED, c.why)).plain()
 
 
-def evaluate_worker(test: Evaluation, rank: int, size: int, threads: int, mailbox: Any) -> Totals:
-    """A Ray task: the part of worker `rank` of `size`."""
-    torch.set_num_threads(threads)
-    device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
-    return evaluate_share(test, World(rank, size, device, threads), Post(mailbox))
+class PieceWorker:
+    """A Ray actor that does one piece after the other, with what `begin` makes of this worker.
+
+    One that is lost is started again by Ray, and so is the piece that it was at.
+    """
+
+    def __init__(self, begin: Callable[[World, Log], Callable[[range], Any]], threads: int, mailbox: Any) -> None:
+        self._begin, self._threads, self._post = begin, threads, Post(mailbox)
+        self._do: Callable[[range], Any] | None = None
+
+    def do(self, rows: range | None) -> Any:
+        """A piece; of none, what all of them take is made ready."""
+        with _warnings(self._post):
+            if self._do is None:
+                torch.set_num_threads(self._threads)
+                torch.backends.cudnn.allow_tf32 = False  # what is tested is the net in float32
+                device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
+                self._do = self._begin(World(0, 1, device, self._threads), self._post)
+            return None if rows is None else self._do(rows)
 
 
 class Post:

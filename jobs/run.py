@@ -13,6 +13,7 @@ from cluster.attempt import Stage
 from cluster.evaluate import Evaluation
 from cluster.metrics import Totals
 from cluster.place import Shape
+from cluster.posteriors import average
 from cluster.records import check_readable
 from cluster.settings import EvaluationSettings, StageSettings
 from cluster.track import Tracker, default_uri
@@ -228,7 +229,8 @@ class _Chain:
         trained = self._checked.job.stages[model]
         scales = views.scales_of(settings.scales, trained.scale, trained.input_size)
         mirror = trained.flip if settings.mirror is None else settings.mirror
-        test = Evaluation(self._finished[model].delivered.absolute, self._checked.data.val, scales, mirror)
+        looks = tuple(view for mode in settings.mode for view in views.views(mode, scales, mirror))
+        test = Evaluation(self._finished[model].delivered.absolute, self._checked.data.val, looks)
         totals = self._totals(test, f"{name}: {model}")
         check_readable(totals, totals.images, trained.max_unreadable)
         row = Row(name, model, trained.net, trained.scale, scales, totals)
@@ -246,18 +248,19 @@ class _Chain:
         """The result of a test, from the storage if the same net was tested in the same way on the same data."""
         rows, data = self._checked.validation.rows, self._checked.validation.manifest.fingerprint
         net = checkpoint.read_head(Location.of(test.checkpoint)).seal
-        identity = f"{net} {data} {test.scales} {test.mirror}"
+        identity = f"{net} {data} {test.views}"
         note = self._checked.store.root / "tests" / f"{sha256(identity.encode()).hexdigest()[:16]}.json"
         known = read_json(note)
         if known is not None:
             return Totals(**known)
-        self._watch.begin(what, rows * len(test.scales))
-        totals = launch.run_evaluation(test, self._shape, rows, self._watch.listen)
+        self._watch.begin(what, rows * len(test.views))
+        totals = average(list(launch.run_evaluation(test, self._shape, self._watch.listen).values())).totals
         self._watch.done()
         write_json(note, asdict(totals))
         unreadable = f", {totals.unreadable} cannot be decoded" if totals.unreadable else ""
         right = f"{totals.top1} of {totals.images} right{unreadable}"
-        self._watch.say(f"{what}: Q {' '.join(map(str, test.scales))}, {right}")
+        scales = sorted({view.scale for view in test.views})
+        self._watch.say(f"{what}: Q {' '.join(map(str, scales))}, {right}")
         return totals
 
 

@@ -121,5 +121,19 @@ def dense_windows(sizes: Ints, stride: int) -> Ints:
     return sizes // stride * stride
 
 
+def grid_corners(sizes: Ints, crop: int, per_side: int = 5) -> Ints:
+    """(n, per_side ** 2, 2) y, x: upper left corners of crops that lie in a grid over each of n rescaled images, row by
+    row. `sizes`: (n, 2), of at least `crop` pixels.
+
+    The outer ones touch the image's borders, the corner ones its corners; those between are as evenly spaced as whole
+    pixels allow: each at its exact place rounded to the nearest pixel, halves up. Crops that coincide, as all do in an
+    image of just the crop's size, are all counted.
+    """
+    gaps = per_side - 1
+    places = (2 * np.arange(per_side) * (sizes - crop)[:, :, None] + gaps) // (2 * gaps)  # (n, 2, per_side)
+    y, x = np.broadcast_arrays(places[:, 0, :, None], places[:, 1, None, :])
+    return np.stack([y, x], axis=3).reshape(len(sizes), -1, 2)
+
+
 def _subtract(recipe: Recipe, shifts: NDArray[np.float64]) -> NDArray[np.float32]:
     return (np.asarray(recipe.statistics.mean_rgb) - shifts).astype(np.float32)

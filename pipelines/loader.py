@@ -91,10 +91,10 @@ class ValidationBatches:
 
 
 class WholeBatches:
-    """The worker's part of a data set as whole images of one shape a batch; can be iterated again and again.
+    """A part of a data set as whole images of one shape a batch; can be iterated again and again.
 
     `shorter`: the shorter side after the rescale, Q in the paper. `mean`: RGB to subtract. `stride`: of the net that
-    they are for; see `augment.dense_windows`.
+    they are for; see `augment.dense_windows`. `rows`: without gaps; if none are given, the worker's part of all.
     """
 
     def __init__(
@@ -105,8 +105,9 @@ class WholeBatches:
         pixel_std: float,
         stride: int,
         seat: Seat,
+        rows: range | None = None,
     ) -> None:
-        first, last = part(data.rows, seat.rank, seat.world)
+        first, last = part(data.rows, seat.rank, seat.world) if rows is None else (rows.start, rows.stop)
         widths, heights = data.read_sizes(first, last)
         held = max(1, min(_CHUNK_ROWS, int(_CHUNK_BYTES * data.rows / data.manifest.total_bytes)))
         shapes = augment.dense_windows(augment.rescaled(widths, heights, shorter), stride)

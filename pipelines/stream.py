@@ -42,6 +42,7 @@ class Batch:
     rows      (n,) int64, on the CPU: which rows of the data set these are
     total     images in the global batch of this step, over all workers
     replaced  those of them that could not be decoded; a picture of one colour, the mean, stands in for each
+    names     of the images, in the data set
     """
 
     images: Tensor
@@ -49,6 +50,7 @@ class Batch:
     rows: Tensor
     total: int
     replaced: tuple[Replaced, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -235,4 +237,4 @@ def _batch(pixels: Tensor, images: Images, bad: Mapping[int, str]) -> Batch:
     assert len(pixels) == n, (len(pixels), n)
     replaced = tuple(Replaced(int(images.rows[i]), images.names[i], why) for i, why in sorted(bad.items()))
     labels = torch.from_numpy(images.labels).to(pixels.device)
-    return Batch(pixels, labels, torch.from_numpy(images.rows), n, replaced)
+    return Batch(pixels, labels, torch.from_numpy(images.rows), n, replaced, tuple(images.names))

@@ -10,7 +10,18 @@ MAY_IMPORT = {"pipelines": {"pipelines"}, "cluster": {"cluster", "pipelines"}, "
 HOMES = {
     "ray": {
         f"cluster/{name}.py"
-        for name in ("launch", "worker", "place", "mailbox", "fit", "controller", "failure", "network", "storage")
+        for name in (
+            "launch",
+            "worker",
+            "pieces",
+            "place",
+            "mailbox",
+            "fit",
+            "controller",
+            "failure",
+            "network",
+            "storage",
+        )
     },
     "mlflow": {"cluster/track.py"},
     "yaml": {"jobs/schema.py"},

@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from cluster import checkpoint, evaluate
+from cluster import checkpoint
 from cluster.attempt import Stage
 from cluster.checkpoint import Progress
-from cluster.evaluate import Evaluation
 from cluster.metrics import Meter, label_ranks
 from cluster.records import Log
 from cluster.settings import StageSettings
@@ -81,29 +80,6 @@ def test_a_loss_that_is_not_finite_ends_training_with_its_place(digits: tuple[st
         train(Stage("a", settings(learning_rate=1e30), *digits, str(tmp_path)), World.single(), lambda r: None)
 
 
-def test_a_dense_test_counts_every_image_once_over_any_number_of_workers(
-    digits: tuple[str, str], tmp_path: Path
-) -> None:
-    progress = trained(Stage("a", settings(), *digits, str(tmp_path)), World.single(), lambda r: None)
-    test = Evaluation(str(checkpoint.path_of(Location.of(tmp_path), progress.best)), digits[1], (32, 40), mirror=True)
-    alone = evaluate.evaluate_share(test, World.single())
-    parts = [evaluate.evaluate_share(test, World(rank, 3, torch.device("cpu"), 1)) for rank in range(3)]
-    assert alone.images == sum(p.images for p in parts) == 97
-    assert alone.top1 == sum(p.top1 for p in parts)
-    assert alone.loss_sum == pytest.approx(sum(p.loss_sum for p in parts), rel=1e-5)
-
-
-def test_scores_are_averaged_before_the_soft_max_and_mirror_images_after_it() -> None:
-    class Corner(torch.nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return images[:, :2]
-
-    images = torch.randn(1, 3, 2, 2) * 5
-    images[:, 0, :, 1] += 3
-    expected = torch.softmax(images[:, :2].mean((2, 3)), 1)
-    torch.testing.assert_close(evaluate.dense_probabilities(Corner(), images, mirror=True), expected)
-
-
 @pytest.fixture
 def damaged(digits: tuple[str, str], tmp_path: Path) -> tuple[str, str]:
     """The digits, of which three to train on and one to validate with are no images any more."""
@@ -123,13 +99,6 @@ def test_images_that_cannot_be_decoded_are_counted_and_named_and_do_no_harm(
     named = [record["name"] for record in records if record["kind"] == "unreadable"]
     assert len(named) == 2 * (3 + 1)
     assert len(set(named)) == 4
-    tested = evaluate.evaluate_share(
-        Evaluation(
-            str(checkpoint.path_of(Location.of(tmp_path / "stage"), progress.best)), damaged[1], (32, 40), mirror=False
-        ),
-        World.single(),
-    )
-    assert (tested.images, tested.unreadable) == (97, 1)
 
 
 @pytest.mark.parametrize(("share", "told"), [(0.009, "3 of 300 images"), (0.0101, "1 of 97 images")])

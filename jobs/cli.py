@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.interrupt import Terminated
-from jobs import bench_cli, schema
+from jobs import bench_cli, features_cli, schema
 from jobs.source import open_source, scale_range
 from pipelines import imagenet, parquet, sources
 from pipelines.aside import check_apart
@@ -63,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
 
     _prepare_arguments(verbs.add_parser("prepare", help="make a data set of images"))
 
+    features_cli.add_arguments(
+        verbs.add_parser("features", help="write what a net makes of images, for other classifiers")
+    )
     bench_cli.add_arguments(verbs.add_parser("bench", help="measure parts beside what one would otherwise take"))
     return parser
 

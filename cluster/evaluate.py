@@ -79,7 +79,7 @@ def check(test: Evaluation, net: Label, manifest: Manifest) -> None:
         )
 
 
-class Tester:
+class Viewer:
     """A net on one worker, to be tested on one piece of the data set after the other.
 
     `log` is told of images done (`tested`, each once a view), and of those that cannot be decoded.

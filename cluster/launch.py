@@ -11,7 +11,7 @@ from functools import partial
 
 from cluster.attempt import Stage
 from cluster.course import Course, Ended, How, Move, warning
-from cluster.evaluate import PIECE_ROWS, Evaluation, Looked, Tester, assembled, check
+from cluster.evaluate import PIECE_ROWS, Evaluation, Looked, Viewer, assembled, check
 from cluster.interrupt import interrupted, noted
 from cluster.posteriors import Posteriors
 from cluster.settings import ClusterSettings
@@ -148,7 +148,7 @@ def run_evaluation(test: Evaluation, on: Shape, listen: Listen) -> dict[View, Po
     net, manifest = nets.look(Location.of(test.checkpoint)), DataSet.open(test.data).manifest
     check(test, net, manifest)
     what = f"the test of {test.checkpoint}"
-    with closing(over_pieces(partial(Tester, test), manifest.rows, PIECE_ROWS, on, listen, what)) as pieces:
+    with closing(over_pieces(partial(Viewer, test), manifest.rows, PIECE_ROWS, on, listen, what)) as pieces:
         return assembled(test, net, manifest, _timed(pieces, listen))
 
 

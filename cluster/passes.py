@@ -53,7 +53,6 @@ class Passes:
                         f"an image of {width} x {height} pixels does not fit the GPU's memory"
                     ) from error
                 self._pixels = most * images.shape[2] * images.shape[3] // 2
-                torch.cuda.empty_cache()
 
     def probabilities(self, images: Tensor, mirror: bool) -> Tensor:
         """Of n images; with `mirror` the mean of theirs and of their mirror images', which are in the same passes."""

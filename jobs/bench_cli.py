@@ -17,6 +17,7 @@ def add_arguments(bench: argparse.ArgumentParser) -> None:
     parts = bench.add_subparsers(required=True, metavar="PART")
     _input_arguments(parts.add_parser("input", help="making of batches"))
     _step_arguments(parts.add_parser("step", help="a step of training"))
+    _tests_arguments(parts.add_parser("tests", help="dense and multi-crop tests"))
 
 
 def _input_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +60,23 @@ def _step_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(verb=_bench_step)
 
 
+def _tests_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Measures what a dense test of a net costs, and a multi-crop one of the same images, and beside the ratio of "
+        "their times the one of their floating-point operations."
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a net that was trained")
+    parser.add_argument(
+        "data", metavar="DATASET", help="a prepared data set of its classes; its first images are taken"
+    )
+    parser.add_argument("--scales", type=int, nargs="+", metavar="Q", help="(default: S - 32, S, S + 32 of the net)")
+    parser.add_argument("--rounds", type=int, default=3, help="of both in turns (default: 3)")
+    parser.add_argument("--images", type=int, metavar="N", help="of a round (default: up to 2048)")
+    parser.add_argument("--threads", type=int, metavar="N", help="(default: all CPUs)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that is measured")
+    parser.set_defaults(verb=_bench_tests)
+
+
 def _bench_input(options: argparse.Namespace) -> None:
     _check_folders(options.json, options.png)
     scale = scale_range(options.scale)
@@ -95,6 +113,21 @@ def _bench_step(options: argparse.Namespace) -> None:
     print(step_figures.table(found))
     if options.json is not None:
         content = {**figures.environment(), "data": source.data, **step_figures.record(found)}
+        options.json.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _bench_tests(options: argparse.Namespace) -> None:
+    _check_folders(options.json)
+    from cluster import bench_tests  # slow imports
+    from pipelines import figures
+
+    threads = options.threads or bench_tests.own_threads()
+    found = bench_tests.run(
+        options.checkpoint, options.data, options.scales, options.images, options.rounds, threads, _say
+    )
+    print(bench_tests.table(found))
+    if options.json is not None:
+        content = {**figures.environment(), "data": options.data, **bench_tests.record(found)}
         options.json.write_text(json.dumps(content, indent=1) + "\n")
 
 

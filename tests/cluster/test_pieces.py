@@ -1,0 +1,109 @@
+"""Work in pieces on a real Ray: in order, on any number of workers, through their loss; and tests of nets as such."""
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster import launch
+from cluster.evaluate import Evaluation
+from cluster.pieces import cut, over_pieces
+from cluster.place import Shape
+from cluster.records import Log
+from cluster.views import views
+from cluster.world import World
+from pipelines.errors import DataError, TrainingError
+from pipelines.shards import DataSet
+from tests.cluster.test_evaluate import CLASSES, on, written
+
+
+@given(st.integers(1, 5000), st.integers(1, 80), st.integers(1, 3000))
+def test_pieces_are_all_rows_in_order_and_spread_evenly(rows: int, workers: int, most: int) -> None:
+    pieces = cut(rows, workers, most)
+    assert [row for piece in pieces for row in piece] == list(range(rows))
+    lengths = {len(piece) for piece in pieces}
+    assert max(lengths) - min(lengths) <= 1
+    assert 1 <= min(lengths) <= max(lengths) <= most
+    assert len(pieces) == rows or len(pieces) % workers == 0
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One Ray on this machine for all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent.parent)}.items():
+            patch.setenv(name, value)
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
+
+
+def falls_at(folder: Path, fatal: int, world: World, log: Log) -> Callable[[range], list[int]]:
+    """The process dies in the first piece that has row `fatal`; the next one does not. Notes what it begins."""
+
+    def do(rows: range) -> list[int]:
+        with (folder / f"{rows.start}").open("a") as note:
+            note.write("x")
+        if fatal in rows and not (folder / "fallen").exists():
+            (folder / "fallen").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        log({"kind": "tested", "images": len(rows)})
+        return list(rows)
+
+    return do
+
+
+def refuses(error: Exception, world: World, log: Log) -> Callable[[range], Any]:
+    raise error
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_that_is_lost_costs_the_piece_that_it_was_at(tmp_path: Path) -> None:
+    """And of three workers that one is not waited for which finds no place."""
+    records: list[dict[str, Any]] = []
+    pieces = over_pieces(partial(falls_at, tmp_path, 17), 30, 5, Shape(3, 1, 0, 1), records.append, "it")
+    assert [row for piece in pieces for row in piece] == list(range(30))
+    begun = Counter({int(note.name): len(note.read_text()) for note in tmp_path.iterdir() if note.name != "fallen"})
+    assert begun == {start: 1 + (start == 15) for start in range(0, 30, 5)}
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(
+    ("error", "told"), [(DataError("one line"), "^one line$"), (KeyError("x"), "^the test of a net: KeyError: 'x'$")]
+)
+def test_what_a_worker_raises_comes_out_as_a_line(error: Exception, told: str) -> None:
+    kind = DataError if isinstance(error, DataError) else TrainingError
+    with pytest.raises(kind, match=told):
+        list(over_pieces(partial(refuses, error), 3, 3, Shape(1, 1, 0, 1), lambda record: None, "the test of a net"))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_test_on_two_workers_is_that_on_one(picture_set: DataSet, tmp_path: Path) -> None:
+    file = written(tmp_path / "net.safetensors")
+    test = Evaluation(file, picture_set.location.absolute, views("both", (40, 56), mirror=True))
+    records: list[dict[str, Any]] = []
+    found = launch.run_evaluation(test, Shape(2, 1, 0, 2), records.append)
+    assert list(found) == list(test.views)
+    for view, alone in on(test).items():
+        assert np.allclose(found[view].scores, alone.scores, rtol=0, atol=1e-6)
+        assert (found[view].names, found[view].labels.tolist()) == (alone.names, alone.labels.tolist())
+        timed = [record for record in records if record["kind"] == "timed" and record["scale"] == view.scale]
+        assert sum(record["images"] for record in timed if record["mode"] == view.mode) == 60
+        assert all(0 < record["net_seconds"] < record["seconds"] for record in timed)
+    assert sum(record["images"] for record in records if record["kind"] == "tested") <= 4 * 60
+
+
+def test_what_can_be_refused_is_before_a_worker_starts(picture_set: DataSet, tmp_path: Path) -> None:
+    file = written(tmp_path / "net.safetensors", (*CLASSES, "dog"))
+    test = Evaluation(file, picture_set.location.absolute, views("dense", (40,), mirror=True))
+    with pytest.raises(DataError, match="was trained on 4"):
+        launch.run_evaluation(test, Shape(3, 1, 0, 3), lambda record: None)

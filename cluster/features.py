@@ -74,6 +74,15 @@ class Described:
     unreadable: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Written:
+    """What a file has: images, features of each, and images that a plain picture stood in for."""
+
+    images: int
+    width: int
+    unreadable: int
+
+
 def check(task: Extraction, net: Label, out: Location) -> None:
     """Raises SettingsError if a scale is too small for the net, or `out` cannot be such a file."""
     smallest, least = min(task.scales), net.card.input_size
@@ -167,11 +176,9 @@ def notes(task: Extraction, net: Label, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def write(out: Location, pieces: Iterable[Described], about: dict[str, Any]) -> tuple[int, int]:
-    """Returns the numbers of images and of features of one. The file is there whole or not at all, and grows in a place
-    of its own as pieces come; the first is asked for when it is known that it can be written.
-
-    Raises TrainingError if it cannot be.
+def write(out: Location, pieces: Iterable[Described], about: dict[str, Any]) -> Written:
+    """The file is there whole or not at all. It grows in a place of its own as pieces come, the first of which is asked
+    for when it is known that it can be written. Raises TrainingError if it cannot be.
     """
     try:
         with out.filled() as file:
@@ -180,7 +187,7 @@ def write(out: Location, pieces: Iterable[Described], about: dict[str, Any]) -> 
         raise TrainingError(f"{out}: cannot be written: {error.strerror or first_line(error)}") from error
 
 
-def _fill(file: str, pieces: Iterable[Described], about: dict[str, Any]) -> tuple[int, int]:
+def _fill(file: str, pieces: Iterable[Described], about: dict[str, Any]) -> Written:
     todo = iter(pieces)
     first = next(todo)
     rows, unreadable = 0, list[int]()
@@ -190,7 +197,7 @@ def _fill(file: str, pieces: Iterable[Described], about: dict[str, Any]) -> tupl
             rows += len(piece.names)
             unreadable += piece.unreadable
         writer.add_key_value_metadata({_KEY: json.dumps({**about, "unreadable": unreadable})})
-    return rows, first.features.shape[1]
+    return Written(rows, first.features.shape[1], len(unreadable))
 
 
 def _table(piece: Described) -> pa.Table:

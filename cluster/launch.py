@@ -160,8 +160,8 @@ def _timed(pieces: Iterator[dict[View, Looked]], listen: Listen) -> Iterator[dic
         yield piece
 
 
-def run_features(task: features.Extraction, out: Location, on: Shape, listen: Listen) -> tuple[int, int]:
-    """The features of a data set's images, by all workers, to the file `out`: the numbers of images and of features.
+def run_features(task: features.Extraction, out: Location, on: Shape, listen: Listen) -> features.Written:
+    """The features of a data set's images, by all workers, to the file `out`.
 
     Raises CheckpointError, DataError or SettingsError, most of them before a worker starts, and TrainingError if the
     workers cannot go on, or the file cannot be written.

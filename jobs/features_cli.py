@@ -58,11 +58,13 @@ def _features(options: argparse.Namespace) -> None:
         watch.say(f"Ray: {cluster}; {shape}")
         watch.begin("features", data.rows * len(scales))
         with interrupt.raised():
-            rows, width = launch.run_features(task, out, shape, watch.listen)
+            written = launch.run_features(task, out, shape, watch.listen)
     finally:
         watch.done()
         launch.disconnect()
-    watch.say(f"{out}: {rows} images, {width} features each; Q {' '.join(map(str, scales))}")
+    unreadable = f", {written.unreadable} of them cannot be decoded" if written.unreadable else ""
+    each = f"{written.width} features of each, Q {' '.join(map(str, scales))}"
+    watch.say(f"{out}: {written.images} images{unreadable}; {each}")
 
 
 def _check(scales: Sequence[int] | None, workers: int) -> None:

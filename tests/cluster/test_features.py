@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cluster import checkpoint, features, init, launch
 from cluster.checkpoint import Card, Checkpoint, Progress
-from cluster.features import Described, Extraction, Extractor, Floats
+from cluster.features import Described, Extraction, Extractor, Floats, Written
 from cluster.place import Shape
 from cluster.vgg import convolutions
 from cluster.world import World
@@ -117,8 +117,8 @@ def test_the_file_is_the_same_from_any_number_of_workers(
     monkeypatch.setattr(features, "PIECE_ROWS", 11)
     records: list[dict[str, object]] = []
     three, two = tmp_path / "new" / "three.parquet", tmp_path / "two.parquet"
-    counts = launch.run_features(task, Location.of(three), Shape(3, 1, 0, 3), records.append)
-    assert counts == (data.rows, 2 * WIDTH)
+    written = launch.run_features(task, Location.of(three), Shape(3, 1, 0, 3), records.append)
+    assert written == Written(data.rows, 2 * WIDTH, 2)
     assert sum(int(str(r["images"])) for r in records if r["kind"] == "tested") == 2 * data.rows
     options = ["--scales", "64", "40", "64", "--pool", "stack", "--workers", "2"]
     assert main(["features", net, data.location.path, str(two), *options]) == 0
@@ -148,7 +148,7 @@ def test_a_file_that_is_not_finished_leaves_what_was_there(tmp_path: Path, stop:
     with pytest.raises(type(stop)):
         features.write(Location.of(out), pieces(stop), {})
     assert list(tmp_path.iterdir()) == []
-    assert features.write(Location.of(out), pieces(), {}) == (3, 5)
+    assert features.write(Location.of(out), pieces(), {}) == Written(3, 5, 0)
     before = out.read_bytes()
     with pytest.raises(type(stop)):
         features.write(Location.of(out), pieces(stop), {})

@@ -39,7 +39,7 @@ import ray._private.utils  # noqa: E402
 import ray.exceptions  # noqa: E402
 import ray.train  # noqa: E402
 
-from cluster import nets, place  # noqa: E402
+from cluster import features, nets, place  # noqa: E402
 from cluster.fit import Fit  # noqa: E402
 from cluster.mailbox import Listen, Mailbox, Records, mailbox  # noqa: E402
 from cluster.pieces import over_pieces  # noqa: E402
@@ -158,6 +158,19 @@ def _timed(pieces: Iterator[dict[View, Looked]], listen: Listen) -> Iterator[dic
             spent = {"seconds": looked.seconds, "net_seconds": looked.net_seconds}
             listen({"kind": "timed", **asdict(view), "images": len(looked.rows), **spent})
         yield piece
+
+
+def run_features(task: features.Extraction, out: Location, on: Shape, listen: Listen) -> features.Written:
+    """The features of a data set's images, by all workers, to the file `out`.
+
+    Raises CheckpointError, DataError or SettingsError, most of them before a worker starts, and TrainingError if the
+    workers cannot go on, or the file cannot be written.
+    """
+    net, manifest = nets.look(Location.of(task.checkpoint)), DataSet.open(task.data).manifest
+    features.check(task, net, out)
+    begin, what = partial(features.Extractor, task), f"the features of {task.data}"
+    with closing(over_pieces(begin, manifest.rows, features.PIECE_ROWS, on, listen, what)) as pieces:
+        return features.write(out, pieces, features.notes(task, net, manifest))
 
 
 @contextmanager

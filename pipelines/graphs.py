@@ -2,7 +2,7 @@
 
 `crops` feeds training and validation, `wholes` dense tests. Windows, sizes, flips and colours come in with the images
 (see `augment`), so a graph has no state and the same input gives the same pixels. On a GPU all is done by DALI's own
-operators; on the CPU a crop's resampling is `resample`'s.
+operators; on the CPU the resampling is `resample`'s.
 """
 
 from collections.abc import Callable
@@ -208,14 +208,16 @@ def _crops(source: Callable[[], Feed], crop: int, pixel_std: float, mixed: bool)
     )
     images = _decoded(encoded, starts, extents, mixed)
     if not mixed:
-        return _resampled(images, start, end, flip, subtract, crop, 1.0 / pixel_std)
+        return _resampled(
+            images, start, end, flip, subtract, pixel_std, types.Constant(np.zeros((crop, crop), np.uint8))
+        )
     images = _rescaled(images, [crop, crop], start, end)
     return _tensor(images, subtract, pixel_std, mirror=flip)
 
 
-def _resampled(images: Any, start: Any, end: Any, flip: Any, subtract: Any, side: int, factor: float) -> Any:
+def _resampled(images: Any, start: Any, end: Any, flip: Any, subtract: Any, pixel_std: float, frame: Any) -> Any:
     """By `resample.crop`, in the operator beneath DALI's NumbaFunction, which would compile its own calls anew in each
-    process. `python_op_factory` and NumbaFuncImpl are not documented; DALI is pinned.
+    process. `python_op_factory` and NumbaFuncImpl are not documented; DALI is pinned. `frame`: see `callbacks` there.
     """
     run, setup = resample.callbacks()
     floats = types.FLOAT
@@ -223,11 +225,15 @@ def _resampled(images: Any, start: Any, end: Any, flip: Any, subtract: Any, side
         run_fn=run.address,
         setup_fn=setup.address,
         out_types=[floats],
-        in_types=[types.UINT8, floats, floats, types.INT32, floats, floats],
+        in_types=[types.UINT8, floats, types.INT32, floats, floats, types.UINT8],
         outs_ndim=[3],
-        ins_ndim=[3, 1, 1, 1, 1, 1],
+        ins_ndim=[3, 1, 1, 1, 1, 2],
     )
-    return call(images, start, end, flip, subtract, types.Constant(np.full(side, factor, np.float32)))
+    return call(images, fn.cat(start, end), flip, subtract, _constant([1.0 / pixel_std]), frame)
+
+
+def _constant(values: list[float]) -> Any:
+    return types.Constant(np.array(values, np.float32))
 
 
 @pipeline_def
@@ -237,6 +243,9 @@ def _wholes(source: Callable[[], WholeFeed], mean: list[float], pixel_std: float
         source, [types.UINT8, ints, ints, floats, floats, floats], mixed
     )
     images = _decoded(encoded, starts, extents, mixed)
+    if not mixed:
+        frame = fn.zeros(shape=fn.cast(sizes, dtype=ints), dtype=types.UINT8)
+        return _resampled(images, start, end, types.Constant(np.zeros(1, np.int32)), _constant(mean), pixel_std, frame)
     return _tensor(_rescaled(images, sizes, start, end), mean, pixel_std)
 
 

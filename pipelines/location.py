@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -36,6 +36,7 @@ _PASSING = {
 _NETWORK = ("AWS Error", "curl", "onnect", "imed out", "imeout", "nreachable", "esolve", "google::cloud", "HTTP")
 _REFUSED = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "PERMISSION_DENIED")
 _ASIDE = ".part"
+_PIECE_BYTES = 16 << 20
 _ABANDONED_SECONDS = 3600  # after which a file written aside is taken for what an interrupted write left
 
 log = logging.getLogger(__name__)
@@ -184,7 +185,24 @@ class Location:
         disk = self.disk
         persistently(lambda: _write_aside(disk, pieces) if disk is not None else self._upload(pieces), self)
 
-    def _upload(self, pieces: tuple[bytes | memoryview, ...]) -> None:
+    @contextmanager
+    def filled(self) -> Iterator[Path]:
+        """A path on a disk of this machine, at which the block makes a large file; at its end the file is here, whole,
+        in place of what was. If the block raises, all is as before. A place that cannot be written to raises OSError
+        before the block. Of an object store the file lies in the folder for temporary files until it is uploaded."""
+        if self.disk is not None:
+            with _aside(self.disk) as aside:
+                yield aside
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            attempt = Location(self.filesystem, f"{self.path}.{uuid.uuid4().hex[:8]}{_ASIDE}", self.text)
+            attempt.write(b"")
+            attempt.delete()
+            file = Path(folder, self.name)
+            yield file
+            persistently(lambda: self._upload(_pieces(file)), self)
+
+    def _upload(self, pieces: Iterable[bytes | memoryview]) -> None:
         with self.filesystem.open_output_stream(self.path) as stream:
             for piece in pieces:
                 stream.write(piece)
@@ -222,21 +240,38 @@ def _if_there(delete: Callable[[], None], place: Location) -> None:
         pass
 
 
-def _write_aside(path: Path, pieces: tuple[bytes | memoryview, ...]) -> None:
+def _pieces(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        while piece := stream.read(_PIECE_BYTES):
+            yield piece
+
+
+def _write_aside(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+    with _aside(path) as aside, aside.open("wb") as stream:
+        for piece in pieces:
+            stream.write(piece)
+
+
+@contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    """An empty file beside `path`, for the block to fill; it takes its place then, so that it outlasts a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_ASIDE}")
     try:
-        with aside.open("xb") as stream:
-            for piece in pieces:
-                stream.write(piece)
-            stream.flush()
-            os.fsync(stream.fileno())
+        aside.touch(exist_ok=False)
+        yield aside
+        _flush(aside)
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)  # so that the new name, too, outlasts a power cut
+    _flush(path.parent)  # the new name
+
+
+def _flush(path: Path) -> None:
+    """A file's content, or a folder's names, to the disk."""
+    opened = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)

@@ -1,4 +1,4 @@
-"""The CPU's resampling: a crop of a rescaled image straight from the decoded window, compiled for this processor.
+"""The CPU's resampling: a part of a rescaled image straight from the decoded window, compiled for this processor.
 
 DALI's own CPU operators do the same in two steps with a byte image between them, at three to four times the time
 (LOG.md, 2026-11-25); on a GPU they are the ones that are used. The filter is theirs: antialiased linear, which is a
@@ -30,9 +30,10 @@ _NO_CACHE = (RuntimeError, OSError, EOFError, pickle.UnpicklingError)  # no fold
 def callbacks() -> tuple[Any, Any]:
     """`_run` and `_setup`, compiled, for a DALI operator, which takes their `address`.
 
-    Its inputs: image, start, end, flip, subtract as `crop` has them, and factors (side,) float32, all of them `crop`'s
-    factor; its output: (3, side, side). As they close over nothing, one compilation is for all graphs and processes.
-    Numba keeps it on disk, by processor and this file's content, so that nothing in it may come from another file.
+    Its inputs, of which it may have six: image; start and end (4,), flip, subtract, factor (1,) as `crop` has them; and
+    a frame (H, W), whose shape is all that matters, since shapes of outputs follow from shapes alone. Its output:
+    (3, H, W). As they close over nothing, one compilation is for all graphs and processes. Numba keeps it on disk, by
+    processor and this file's content, so that nothing in it may come from another file.
     """
     return _compiled(_run, _RUN), _compiled(_setup, _SETUP)
 
@@ -46,17 +47,17 @@ def _compiled(function: Callable[..., None], signature: str) -> Any:
 
 def _setup(out_shapes, out_ndims, outs, in_shapes, in_ndims, ins, samples):  # type: ignore[no-untyped-def]
     for i in range(samples):
-        shape, side = out_shapes[i], in_shapes[5 * samples + i][0]
-        shape[0], shape[1], shape[2] = 3, side, side
+        shape, frame = out_shapes[i], in_shapes[5 * samples + i]
+        shape[0], shape[1], shape[2] = 3, frame[0], frame[1]
 
 
 def _run(outs, out_shapes, out_ndims, n_outs, ins, in_shapes, in_ndims, n_ins):  # type: ignore[no-untyped-def]
-    shape, side = in_shapes[0], in_shapes[5][0]
-    out = carray(outs[0], (3, side, side), np.float32)
+    shape, frame = in_shapes[0], in_shapes[5]
+    out = carray(outs[0], (3, frame[0], frame[1]), np.float32)
     image = carray(ins[0], (shape[0], shape[1], 3), np.uint8)
-    start, end = carray(ins[1], 2, np.float32), carray(ins[2], 2, np.float32)
-    flip, subtract, factors = carray(ins[3], 1, np.int32), carray(ins[4], 3, np.float32), carray(ins[5], 1, np.float32)
-    crop(out, image, start, end, flip, subtract, factors[0])
+    place, flip = carray(ins[1], 4, np.float32), carray(ins[2], 1, np.int32)
+    subtract, factor = carray(ins[3], 3, np.float32), carray(ins[4], 1, np.float32)
+    crop(out, image, place[:2], place[2:], flip, subtract, factor[0])
 
 
 @numba.njit(nogil=True)  # type: ignore[untyped-decorator]

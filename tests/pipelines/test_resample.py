@@ -21,16 +21,16 @@ def passes() -> int:
 
 
 def works(setup: Any) -> bool:
-    """Asked for the shapes of two images of 32 and 48 pixels."""
-    outs, ins = np.zeros((2, 3), np.int64), np.zeros((6, 2, 1), np.int64)
-    ins[5] = [[32], [48]]
+    """Asked for the shapes of two images of 32 x 40 and 48 x 32 pixels."""
+    outs, ins = np.zeros((2, 3), np.int64), np.zeros((6, 2, 2), np.int64)
+    ins[5] = [[32, 40], [48, 32]]
     shapes = [np.array([shape.ctypes.data for shape in part.reshape(-1, part.shape[-1])]) for part in (outs, ins)]
     unused = np.zeros(6, np.int32)
     places = [array.ctypes.data_as(ctypes.c_void_p) for array in (*shapes, unused)]
     arguments = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32]
     c_function = ctypes.CFUNCTYPE(None, *arguments, *arguments, ctypes.c_int32)(setup.address)
     c_function(places[0], places[2], 1, places[1], places[2], 6, 2)
-    return outs.tolist() == [[3, 32, 32], [3, 48, 48]]
+    return outs.tolist() == [[3, 32, 40], [3, 48, 32]]
 
 
 def test_what_is_compiled_once_is_read_from_the_cache_afterwards(

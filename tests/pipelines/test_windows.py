@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def, types
 from PIL import Image
 
-from pipelines import augment, graphs, resample
+from pipelines import augment, graphs, reference, resample
 from pipelines.augment import Draws, Ints
 from tests.conftest import encoded
 
@@ -177,3 +177,42 @@ def test_the_operators_that_a_gpu_uses_give_what_the_kernel_gives() -> None:
     (output,) = graphs.crops(lambda: feed, 64, 58.0, 6, 1, None).run()
     for i in range(6):
         assert np.abs(np.array(output[i]) - np.array(expected[i])).max() * 58.0 < 0.01
+
+
+@pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
+def wholes_as_on_a_gpu(feed: graphs.WholeFeed, mean: list[float], pixel_std: float):  # type: ignore[no-untyped-def]
+    ints, floats = types.INT32, types.FLOAT
+    dtypes = [types.UINT8, ints, ints, floats, floats, floats]
+    encoded, starts, extents, start, end, sizes = graphs._inputs(lambda: feed, dtypes, False)
+    images = graphs._rescaled(graphs._decoded(encoded, starts, extents, False), sizes, start, end)
+    return graphs._tensor(images, mean, pixel_std)
+
+
+MEAN, PIXEL_STD = (104.0, 117.0, 123.0), 58.0
+
+
+@pytest.mark.parametrize("stride", [1, 16])
+def test_whole_images_are_those_of_a_gpus_operators_and_of_pillow(stride: int) -> None:
+    rng = np.random.default_rng(stride)
+    for width, height in [*SHAPES, *rng.integers(1, 500, (12, 2)).tolist(), (1500, 12), (2, 90)]:
+        image, shorter = encoded(width, height, width + height), int(rng.integers(16, 120))
+        sides = np.array([width]), np.array([height])
+        sizes = augment.rescaled(*sides, shorter)
+        seen = augment.dense_windows(sizes, stride)
+        (y, x), (h, w) = (sizes - seen)[0] // 2, seen[0]
+        windows = augment.source_windows(sizes, np.array([[y, x]]), seen, *sides)
+        found, expected = both_wholes(graphs.feed_wholes([np.frombuffer(image, np.uint8)], seen, windows))
+        assert found.shape == (3, h, w)
+        assert np.abs(found - expected).max() * PIXEL_STD < 0.02, (width, height, shorter)
+        slow = np.asarray(reference.rescale(image, shorter))
+        difference = np.abs(found.transpose(1, 2, 0) * PIXEL_STD + MEAN - slow[y : y + h, x : x + w])
+        difference = np.pad(difference, ((y, sizes[0, 0] - h - y), (x, sizes[0, 1] - w - x), (0, 0)))
+        inside = difference[1:-1, 1:-1]  # at the border Pillow leaves out what lies beyond, instead of repeating pixels
+        assert inside.max() <= 1.01, (width, height, shorter)  # grey levels: it rounds, in each direction
+
+
+def both_wholes(feed: graphs.WholeFeed) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(3, H, W) each: by the kernel, and by the operators that a GPU uses."""
+    (ours,) = graphs.wholes(lambda: feed, MEAN, PIXEL_STD, 1, 1, None).run()
+    (theirs,) = wholes_as_on_a_gpu(feed, list(MEAN), PIXEL_STD).run()
+    return np.array(ours[0]), np.array(theirs[0])

@@ -1,12 +1,14 @@
-"""What tests came to, for people and programs: tables in the folder of results and in MLflow."""
+"""What tests came to, for people and programs: tables in the folder of results and in MLflow, and the best net."""
 
 import json
 import re
 from collections.abc import Sequence
 
+from cluster import nets, registry
 from cluster.track import Tracker
 from jobs import results, tables
-from jobs.results import Result
+from jobs.checkpoints import Model
+from jobs.results import Result, scale_text
 from jobs.store import RESULTS, write_text
 from pipelines.location import Location
 
@@ -30,6 +32,19 @@ def publish(found: Sequence[Result], folder: Location, tracker: Tracker, run: st
         name = f"{result.test}.{_named(result.model)}"
         several = len({other.mode for other in found if other.test == result.test}) > 1
         tracker.metrics(run, {f"{name}.{key}": value for key, value in errors(result, several).items()}, 0)
+
+
+def register(job: str, model: Model, tested: Result | None, tracker: Tracker, run: str) -> str:
+    """In MLflow's model registry, under the job's name: the best net, and how to use it. Returns the version.
+
+    `tested`: the test that it was the best in. Raises ClusterError or CheckpointError.
+    """
+    card = model.label.card
+    tags = {"job": job, "stage": model.name, "net": card.net, "S": scale_text(card.scale)}
+    if tested is not None:
+        told = errors(tested, with_mode=False)
+        tags |= {"test": f"{tested.test}, {tested.mode}", **{k: f"{told[k]:.6g}" for k in ("top1_error", "top5_error")}}
+    return registry.register(tracker.uri, run, job, nets.load(model.file), tags)
 
 
 def errors(result: Result, with_mode: bool) -> dict[str, float]:

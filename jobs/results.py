@@ -1,7 +1,7 @@
 """What the tests of a job, or of `verydeep evaluate`, came to; kept as JSON beside the posteriors."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -61,6 +61,12 @@ def averaged(folder: Location, result: Result) -> Posteriors:
         posteriors.average(posteriors.read(folder / name) for name in subject.posteriors) for subject in result.subjects
     )
     return posteriors.average(means)
+
+
+def best(results: Iterable[Result], models: Container[str]) -> Result | None:
+    """The net with the smallest error by itself, in whatever test: top-1, then top-5; of equals the first one."""
+    alone = [result for result in results if len(result.subjects) == 1 and result.model in models]
+    return max(alone, key=lambda result: (result.totals.accuracy, result.totals.accuracy5), default=None)
 
 
 def to_json(results: Sequence[Result]) -> dict[str, Any]:

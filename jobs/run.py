@@ -11,7 +11,7 @@ from cluster.attempt import Stage
 from cluster.place import Shape
 from cluster.settings import EvaluationSettings, StageSettings
 from cluster.track import Tracker, default_uri
-from jobs import publish, report, schema, stored, tables, testing
+from jobs import publish, report, results, schema, stored, tables, testing
 from jobs.check import Checked
 from jobs.checkpoints import Model
 from jobs.plan import Action, Decision, plan
@@ -19,7 +19,7 @@ from jobs.results import Result, scale_text
 from jobs.store import TESTS, Finished, StageFolder, read_json, read_text, write_json, write_text
 from jobs.testing import Trial
 from jobs.watch import Watch
-from pipelines.errors import SettingsError, TrainingError
+from pipelines.errors import CheckpointError, ClusterError, SettingsError, TrainingError
 from pipelines.location import Location
 
 # By their names in records: what a stretch of steps and an epoch both have, and an epoch alone; as they are in MLflow.
@@ -77,6 +77,8 @@ def run(checked: Checked, only: str | None = None, fresh: bool = False) -> list[
                 chain.stage(decision)
             found = chain.tests() if only is None else []
             page = chain.report()
+            if only is None:
+                chain.register(found)
     finally:
         watch.done()
         launch.disconnect()
@@ -142,8 +144,8 @@ class _Chain:
         else:
             finished = self._train(folder, settings)
         self._finished[name] = finished
-        best = max(epoch.validation_accuracy for epoch in finished.epochs)
-        self._watch.say(f"{name}: done, {len(finished.epochs)} epochs, best validation accuracy {best:.3f}")
+        best = f"best validation accuracy {finished.accuracy:.3f}"
+        self._watch.say(f"{name}: done, {len(finished.epochs)} epochs, {best}")
 
     def _train(self, folder: StageFolder, settings: StageSettings) -> Finished:
         job, data = self._checked.job, self._checked.data
@@ -220,6 +222,18 @@ class _Chain:
                 run = self._runs[result.model]
                 self._tracker.metrics(run, {f"test.{result.test}.{key}": value for key, value in values.items()}, 0)
         return found
+
+    def register(self, found: list[Result]) -> None:
+        """The chain's best net: by its tests, or without any by validation; a registry that fails is warned of."""
+        tested = results.best(found, self._finished)
+        stage = tested.model if tested else max(self._finished, key=lambda name: self._finished[name].accuracy)
+        name, run = self._checked.job.name, self._runs.get(stage) or self._parent
+        try:
+            version = publish.register(name, self._model(stage), tested, self._tracker, run)
+        except (ClusterError, CheckpointError) as error:
+            self._watch.say(f"warning: {error}")
+            return
+        self._watch.say(f"The best net, of stage {stage}, is models:/{name}@best in MLflow, version {version}")
 
     def report(self) -> Location:
         """Makes it of all that is stored, and tracks it."""

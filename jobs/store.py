@@ -67,6 +67,11 @@ class Finished:
     delivered: Location
     epochs: list[Epoch]
 
+    @property
+    def accuracy(self) -> float:
+        """On the validation set, of the best epoch."""
+        return max(epoch.validation_accuracy for epoch in self.epochs)
+
 
 @dataclass(frozen=True)
 class Store:

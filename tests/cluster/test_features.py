@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -14,42 +13,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cluster import checkpoint, features, init, launch
-from cluster.checkpoint import Card, Checkpoint, Progress
+from cluster import checkpoint, features, launch
 from cluster.features import Described, Extraction, Extractor, Floats, Written
 from cluster.place import Shape
-from cluster.vgg import convolutions
+from cluster.vgg import VGG, convolutions
 from cluster.world import World
-from cluster.writer import Writer
 from jobs.cli import main
 from pipelines import reference
 from pipelines.errors import TrainingError, VerydeepError
 from pipelines.location import Location
 from pipelines.shards import DataSet
-from tests.cluster.test_checkpoint import epoch
+from tests.cluster.test_evaluate import MEAN, STD, written
 from tests.pipelines.test_graphs import source_bytes
 from tests.pipelines.test_loader import damage
 
-CARD = Card("B", ("oak", "ash", "elm", "fir"), 32, 0.05, (104.0, 117.0, 123.0), 58.0, (32, 64), True)
-WIDTH = 205  # 4096 times 0.05
+CLASSES = ("oak", "ash", "elm", "fir")  # of none of the data sets
+WIDTH = 410  # 4096 times 0.1
 DOCS = Path(__file__).parent.parent.parent / "docs"
 
 
-def saved(folder: Path, card: Card = CARD) -> Path:
-    """The checkpoint of a random net."""
-    net = card.build()
-    init.randomise(net, "kaiming", 0.01, seed=3)
-    for name, weight in net.named_parameters():
+def with_biases(net: VGG) -> None:
+    for name, parameter in net.named_parameters():
         if name.endswith("bias"):
-            torch.nn.init.normal_(weight, 0.0, 0.1, generator=torch.Generator().manual_seed(len(name)))
-    with closing(Writer(Location.of(folder), 1)) as writer:
-        writer.save(Checkpoint(card, net.state_dict(), {}, None, Progress([epoch(0.5)]), {}))
-    return folder / "epoch-0001.safetensors"
+            torch.nn.init.normal_(parameter, 0.0, 0.1, generator=torch.Generator().manual_seed(len(parameter)))
 
 
 @pytest.fixture(scope="module")
 def net(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(saved(tmp_path_factory.mktemp("net")))
+    return written(tmp_path_factory.mktemp("net") / "net.safetensors", CLASSES, with_biases)
 
 
 def described(task: Extraction, rows: range | None = None) -> Described:
@@ -61,11 +52,11 @@ def by_places(net: dict[str, Tensor], encoded: bytes, scale: int, mirror: bool) 
     """(C,) of one image, not normalised: FC layers as such, applied to one place of the last map after the other."""
     whole = np.asarray(reference.rescale(encoded, scale), np.float32)
     (h, w), (y, x) = (side // 32 * 32 for side in whole.shape[:2]), (side % 32 // 2 for side in whole.shape[:2])
-    image = (whole[y : y + h, x : x + w] - CARD.mean_rgb) / CARD.pixel_std
+    image = (whole[y : y + h, x : x + w] - MEAN) / STD
     found = []
     for view in (image, image[:, ::-1])[: 1 + mirror]:
         maps = torch.tensor(view.transpose(2, 0, 1).copy(), dtype=torch.float32)[None]
-        for conv in convolutions(CARD.net):
+        for conv in convolutions("A"):
             if conv.index == 1 and conv.block > 1:
                 maps = F.max_pool2d(maps, 2)
             maps = F.relu(F.conv2d(maps, net[f"{conv.name}.weight"], net[f"{conv.name}.bias"], padding=1))
@@ -117,8 +108,8 @@ def test_the_file_is_the_same_from_any_number_of_workers(
     monkeypatch.setattr(features, "PIECE_ROWS", 11)
     records: list[dict[str, object]] = []
     three, two = tmp_path / "new" / "three.parquet", tmp_path / "two.parquet"
-    written = launch.run_features(task, Location.of(three), Shape(3, 1, 0, 3), records.append)
-    assert written == Written(data.rows, 2 * WIDTH, 2)
+    found = launch.run_features(task, Location.of(three), Shape(3, 1, 0, 3), records.append)
+    assert found == Written(data.rows, 2 * WIDTH, 2)
     assert sum(int(str(r["images"])) for r in records if r["kind"] == "tested") == 2 * data.rows
     options = ["--scales", "64", "40", "64", "--pool", "stack", "--workers", "2"]
     assert main(["features", net, data.location.path, str(two), *options]) == 0
@@ -198,10 +189,9 @@ def test_what_cannot_be_is_a_line_before_anything_starts(
 
 
 def test_a_linear_classifier_as_in_the_docs_tells_digits_apart_by_features_of_a_random_net(
-    digits: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    net: str, digits: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    net = str(saved(tmp_path))
     for data in digits:
         features.write(Location.of(f"{Path(data).name}.parquet"), [described(Extraction(net, data, (64,)))], {})
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / "testing.md").read_text(), re.DOTALL)

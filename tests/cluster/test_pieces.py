@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from cluster import launch
 from cluster.evaluate import Evaluation
+from cluster.interrupt import Terminated
 from cluster.pieces import cut, over_pieces
 from cluster.place import Shape
 from cluster.records import Log
@@ -84,6 +85,15 @@ def test_what_a_worker_raises_comes_out_as_a_line(error: Exception, told: str) -
     kind = DataError if isinstance(error, DataError) else TrainingError
     with pytest.raises(kind, match=told):
         list(over_pieces(partial(refuses, error), 3, 3, Shape(1, 1, 0, 1), lambda record: None, "the test of a net"))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_work_that_is_interrupted_ends_at_once(tmp_path: Path) -> None:
+    pieces = over_pieces(
+        partial(falls_at, tmp_path, -1), 9, 3, Shape(1, 1, 0, 1), lambda record: signal.raise_signal(signal.SIGTERM), ""
+    )
+    with pytest.raises(Terminated):
+        list(pieces)
 
 
 @pytest.mark.usefixtures("cluster")

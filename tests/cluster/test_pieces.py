@@ -3,14 +3,13 @@
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,17 +34,6 @@ def test_pieces_are_all_rows_in_order_and_spread_evenly(rows: int, workers: int,
     assert max(lengths) - min(lengths) <= 1
     assert 1 <= min(lengths) <= max(lengths) <= most
     assert len(pieces) == rows or len(pieces) % workers == 0
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """One Ray on this machine for all tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent.parent)}.items():
-            patch.setenv(name, value)
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-        yield
-        ray.shutdown()
 
 
 def falls_at(folder: Path, fatal: int, world: World, log: Log) -> Callable[[range], list[int]]:

@@ -80,7 +80,7 @@ def test_a_worker_that_is_lost_costs_the_piece_that_it_was_at(tmp_path: Path) ->
 
 @pytest.mark.usefixtures("cluster")
 def test_what_a_worker_raises_for_the_user_comes_out_as_it_is() -> None:
-    with pytest.raises(DataError, match="^one line$"):
+    with pytest.raises(DataError, match=r"^one line$"):
         list(over_pieces(partial(refuses, DataError("one line")), 3, 3, Shape(1, 1, 0, 1), lambda record: None, "it"))
 
 

@@ -71,12 +71,14 @@ class PieceWorker:
 
     def __init__(self) -> None:
         self._do: Callable[[range], Any] | None = None
+        self._post: Post | None = None
 
     def do(
         self, begin: Callable[[World, Log], Callable[[range], Any]], threads: int, mailbox: Any, rows: range | None
     ) -> Any:
         """A piece; of none, what all of them take is made ready."""
-        with _warnings(post := Post(mailbox)):
+        post = self._post = self._post or Post(mailbox)
+        with _warnings(post):
             if self._do is None:
                 if rows is not None:
                     post({"kind": "warning", "text": "a worker was lost and started again; it goes on where it was"})
@@ -84,7 +86,9 @@ class PieceWorker:
                 torch.backends.cudnn.allow_tf32 = False  # what is tested is the net in float32
                 device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
                 self._do = begin(World(0, 1, device, threads), post)
-            return None if rows is None else self._do(rows)
+            result = None if rows is None else self._do(rows)
+            post.settle()  # before the driver, which has the result, looks into the mailbox for the last time
+            return result
 
 
 class Post:
@@ -97,6 +101,7 @@ class Post:
         self._mailbox, self._rank = mailbox, rank
         self._last = 0.0
         self._withheld: dict[str, Any] | None = None
+        self._sent: Any = None  # Ray's reference of the last one
 
     def __call__(self, record: dict[str, Any]) -> None:
         if self._rank and record["kind"] not in {*_OWN, "tick"}:
@@ -110,7 +115,14 @@ class Post:
         self.now(record)
 
     def now(self, record: dict[str, Any]) -> None:
-        self._mailbox.put.remote({**record, "time": time.time()})
+        self._sent = self._mailbox.put.remote({**record, "time": time.time()})
+
+    def settle(self) -> None:
+        """Waits until all that was sent has come."""
+        try:
+            ray.get(self._sent or [], timeout=_ANSWER_SECONDS)
+        except ray.exceptions.RayError:  # records are no reason to fail
+            return
 
     def flush(self) -> None:
         """Sends the last step's tick: how far training came."""

@@ -12,8 +12,8 @@ import torch.multiprocessing as mp
 
 from cluster.world import World
 
-# Workers are copies of a process that has imported these once: it takes seconds of CPU time.
-set_forkserver_preload(["cluster.train", "hypothesis", "pytest", "tests.cluster.groups"])
+# Workers are copies of a process that has imported these: seconds of CPU time.
+set_forkserver_preload(["cluster.train", "torch._dynamo", "hypothesis", "pytest", "tests.cluster.groups"])
 
 
 def together(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:

@@ -1,6 +1,6 @@
 """`verydeep bench tests`: what a dense test costs, and a multi-crop one of the same images at the same scales.
 
-Both are what a test's worker does, without Ray, in turns, in rounds whose order alternates; the net and the data set are
+Both are what a worker does in a test, without Ray, in turns, in rounds whose order alternates; net and data set are
 open. Beside the ratio of their times stands that of the floating-point operations that they ask for, which follows from
 the images' sizes: a test that is slower than that waits for images, or feeds the net badly.
 """
@@ -30,7 +30,7 @@ from pipelines.shards import DataSet
 Log = Callable[[str], None]
 
 MODES: tuple[Mode, ...] = ("dense", "multi-crop")
-_WARM_UP_ROWS = 16
+_WARM_UP_ROWS = 2
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _flops(card: Card, data: DataSet, scales: Sequence[int], images: int) -> dic
 
 @dataclass(frozen=True)
 class Figures:
-    """Of a mode, medians over rounds: seconds an image, share of them in the net, CPU seconds an image, FLOPs a second."""
+    """Of a mode, medians over rounds: seconds an image, their share in the net, CPU seconds, FLOPs a second."""
 
     seconds: float
     in_net: float
@@ -149,7 +149,7 @@ def table(c: Comparison) -> str:
     lines.append(f"{'ratio':<12}{wall[0]:>10.2f}{'':>12}{cpu[0]:>14.2f}{by_flops:>13.2f}")
     lines.append(
         f"within rounds {wall[1]:.2f} to {wall[2]:.2f}, of CPU time {cpu[1]:.2f} to {cpu[2]:.2f}; "
-        f"multi-crop takes {wall[0] / by_flops - 1:+.1%} of what its operations do beside dense"
+        f"over the ratio of operations {wall[0] / by_flops:.2f}, of CPU time {cpu[0] / by_flops:.2f}"
     )
     return "\n".join(lines)
 

@@ -71,7 +71,7 @@ def check(test: Evaluation, net: Label, manifest: Manifest) -> None:
     different = [(a, b) for a, b in zip(ours, theirs, strict=True) if a != b and net.named]
     if different:
         a, b = different[0]
-        raise DataError(f"{test.data}: a class is {b!r} that is {a!r} in {test.checkpoint}: it was trained on others")
+        raise DataError(f"{test.data}: has other classes than {test.checkpoint}, such as {b!r} in the place of {a!r}")
     smallest = min(view.scale for view in test.views)
     if smallest < net.card.input_size:
         raise SettingsError(

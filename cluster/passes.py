@@ -93,14 +93,18 @@ def of_crops(passes: Passes, images: Iterable[Tensor], side: int, mirror: bool) 
 
 def regrouped(parts: Iterable[Tensor], n: int) -> Iterator[Tensor]:
     """The rows of all parts, in their order, `n` at a time; at the end those that are left."""
-    held: Tensor | None = None
+    held: list[Tensor] = []
+    lacking = n
     for part in parts:
-        held = part if held is None else torch.cat([held, part])
-        while len(held) >= n:
-            yield held[:n]
-            held = held[n:]
-    if held is not None and len(held):
-        yield held
+        rest = part
+        while len(rest) >= lacking:
+            yield torch.cat([*held, rest[:lacking]])
+            held, rest, lacking = [], rest[lacking:], n
+        if len(rest):
+            held.append(rest)
+            lacking -= len(rest)
+    if held:
+        yield torch.cat(held)
 
 
 def _grids(images: Tensor, side: int) -> Iterator[Tensor]:

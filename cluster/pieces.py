@@ -47,7 +47,8 @@ def over_pieces(begin: Begin[T], rows: int, most: int, on: Shape, listen: Listen
         actor = ray.remote(PieceWorker).options(
             num_cpus=on.cpus, num_gpus=on.gpus, max_restarts=_RETRIES, max_task_retries=_RETRIES
         )
-        crew = _Crew([actor.remote(begin, on.cpus, box.actor) for _ in range(min(on.workers, len(todo)))], todo)
+        workers = [actor.remote() for _ in range(min(on.workers, len(todo)))]
+        crew = _Crew(workers, lambda worker, rows: worker.do.remote(begin, on.cpus, box.actor, rows), todo)
         records = Records(box, listen)
         try:
             while not crew.finished:
@@ -65,11 +66,12 @@ def over_pieces(begin: Begin[T], rows: int, most: int, on: Shape, listen: Listen
 
 
 class _Crew:
-    """Workers and the pieces that they are at."""
+    """Workers and the pieces that they are at. `start(worker, rows)`: Ray's reference of what will come of them."""
 
-    def __init__(self, workers: list[Any], todo: list[range]) -> None:
+    def __init__(self, workers: list[Any], start: Callable[[Any, range | None], Any], todo: list[range]) -> None:
+        self._start = start
         self._todo, self._most = deque(enumerate(todo)), _AHEAD * len(workers)
-        self._at = {worker.do.remote(None): (worker, -1) for worker in workers}  # by what it will return
+        self._at = {start(worker, None): (worker, -1) for worker in workers}  # by what will come of it
         self._idle: list[Any] = []
         self._done: dict[int, Any] = {}
         self._next, self._pieces = 0, len(todo)
@@ -91,7 +93,7 @@ class _Crew:
         while self._idle and self._todo and self._todo[0][0] < self._next + self._most:
             number, rows = self._todo.popleft()
             worker = self._idle.pop()
-            self._at[worker.do.remote(rows)] = (worker, number)
+            self._at[self._start(worker, rows)] = (worker, number)
         if not self._todo:  # one that was lost, and is at a piece, may need their place
             self._send_home(self._idle)
             self._idle = []

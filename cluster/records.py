@@ -1,10 +1,12 @@
-"""What a stage tells of itself while it trains.
+"""What a stage tells of itself while it trains, and a test.
 
 tick        a step is done, or a batch validated; moves a progress bar
 point       what the steps since the last point came to; with `line`, for the screen, too
 parts       the same steps: seconds by part of a step
 epoch       what an epoch came to
 rows        the rows that a step trained on, if a ledger is kept
+tested      images that a test has looked at, in one of its views
+timed       a piece of a test in one of its views: seconds in all, and in the net
 unreadable  an image that could not be decoded
 reading     rows read over rows used, by one worker
 warning     something that a person should know

@@ -65,21 +65,25 @@ def train_worker(config: dict[str, Any]) -> dict[str, str]:
 class PieceWorker:
     """A Ray actor that does one piece after the other, with what `begin` makes of this worker.
 
-    One that is lost is started again by Ray, and so is the piece that it was at.
+    One that is lost is started again by Ray, and so is the piece that it was at. All that it knows comes with the
+    pieces: what a constructor is given is gone when Ray calls it again.
     """
 
-    def __init__(self, begin: Callable[[World, Log], Callable[[range], Any]], threads: int, mailbox: Any) -> None:
-        self._begin, self._threads, self._post = begin, threads, Post(mailbox)
+    def __init__(self) -> None:
         self._do: Callable[[range], Any] | None = None
 
-    def do(self, rows: range | None) -> Any:
+    def do(
+        self, begin: Callable[[World, Log], Callable[[range], Any]], threads: int, mailbox: Any, rows: range | None
+    ) -> Any:
         """A piece; of none, what all of them take is made ready."""
-        with _warnings(self._post):
+        with _warnings(post := Post(mailbox)):
             if self._do is None:
-                torch.set_num_threads(self._threads)
+                if rows is not None:
+                    post({"kind": "warning", "text": "a worker was lost and started again; it goes on where it was"})
+                torch.set_num_threads(threads)
                 torch.backends.cudnn.allow_tf32 = False  # what is tested is the net in float32
                 device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
-                self._do = self._begin(World(0, 1, device, self._threads), self._post)
+                self._do = begin(World(0, 1, device, threads), post)
             return None if rows is None else self._do(rows)
 
 

@@ -5,7 +5,8 @@ all that determines them, so that another test, of other scales or nets fused, t
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import Any
@@ -97,14 +98,27 @@ def _complete(model: Model, wanted: list[View], data: DataSet, folder: Location,
         return
     watch.begin(f"test of {model.name}", data.rows * len(missing))
     test = Evaluation(model.file.absolute, data.location.absolute, missing)
-    found = launch.run_evaluation(test, on, watch.listen)
+    spent: dict[View, Counter[str]] = {}
+
+    def listen(record: dict[str, Any]) -> None:
+        watch.listen(record)
+        if record["kind"] == "timed":
+            view = View(record["mode"], record["scale"], record["mirror"])
+            spent.setdefault(view, Counter()).update({key: record[key] for key in ("images", "seconds", "net_seconds")})
+
+    found = launch.run_evaluation(test, on, listen)
     watch.done()
     for view, scores in found.items():
         place = folder / f"{model.name}-{view.mode}-{view.scale}-{_key(model, view, data)}.parquet"
         _keep(place, replace(scores, origin=_origin(model, view)))
-        totals = scores.totals
-        unreadable = f", {totals.unreadable} cannot be decoded" if totals.unreadable else ""
-        watch.say(f"{model.name}: {view.mode}, Q = {view.scale}: {totals.top1} of {totals.images} right{unreadable}")
+        watch.say(f"{model.name}: {view.mode}, Q = {view.scale}: {_in_words(scores.totals, spent[view])}")
+
+
+def _in_words(totals: Totals, spent: Mapping[str, float]) -> str:
+    unreadable = f", {totals.unreadable} cannot be decoded" if totals.unreadable else ""
+    speed = spent["images"] / spent["seconds"]
+    net = f"{100 * spent['net_seconds'] / spent['seconds']:.0f} % of the time in the net"
+    return f"{totals.top1} of {totals.images} right{unreadable}; {speed:.1f} images/s a worker, {net}"
 
 
 def _result(test: Trial, group: tuple[Model, ...], mode: TestMode, data: DataSet, folder: Location) -> Result:

@@ -1,7 +1,7 @@
 """Data sets and images that the tests make themselves."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +26,22 @@ def encoded(width: int, height: int, seed: int, kind: str = "PNG") -> bytes:
 def kept(batches: Iterable[Batch]) -> list[Batch]:
     """Batches with memory of their own: a loader's are to be used one after the other."""
     return [replace(batch, images=batch.images.clone()) for batch in batches]
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A Ray with 3 CPUs on this machine, one for all tests that ask for it; verbs that disconnect leave it alone."""
+    from cluster import launch  # slow import; before Ray's own, for which it sets the environment
+
+    quick = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1", "RAY_TRAIN_METRICS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**quick, "PYTHONPATH": str(Path(__file__).parent.parent)}.items():
+            patch.setenv(name, value)
+        # Without a dashboard the end of each of Ray Train's runs waits for its answer, 12 s.
+        launch.ray.init(address="local", num_cpus=3, include_dashboard=True, log_to_driver=False)
+        patch.setattr(launch, "disconnect", lambda: None)
+        yield
+    launch.ray.shutdown()
 
 
 @pytest.fixture(scope="session")

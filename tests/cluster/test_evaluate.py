@@ -180,7 +180,7 @@ def refusal(data: DataSet, file: str, looks: tuple[View, ...] = ALL, named: bool
 def test_a_net_of_other_classes_is_refused_in_a_line(picture_set: DataSet, tmp_path: Path) -> None:
     other = written(tmp_path / "other.safetensors", ("ant", "bee", "dog"))
     many = written(tmp_path / "many.safetensors", ("ant", "bee", "cat", "dog"))
-    assert "'cat' that is 'dog'" in refusal(picture_set, other)
+    assert "'cat' in the place of 'dog'" in refusal(picture_set, other)
     assert "has 3 classes" in refusal(picture_set, many)
     assert "trained on 4" in refusal(picture_set, many, named=False)
     test = Evaluation(other, picture_set.location.absolute, (View("dense", 32, False),))

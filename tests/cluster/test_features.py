@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -89,13 +88,6 @@ def test_features_are_those_of_a_net_applied_place_by_place(
 
 def test_what_is_all_zeros_stays_so() -> None:
     assert features.pooled([np.zeros((2, 3), np.float32)], "average", True).tolist() == [[0.0] * 3] * 2
-
-
-@pytest.fixture
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
-    yield
-    launch.disconnect()
 
 
 def test_the_file_is_the_same_from_any_number_of_workers(
@@ -185,7 +177,6 @@ def test_what_cannot_be_is_a_line_before_anything_starts(
     said = capsys.readouterr().err
     assert line.format(**texts) in said
     assert len(said.splitlines()) == 1
-    assert not ray.is_initialized()
 
 
 def test_a_linear_classifier_as_in_the_docs_tells_digits_apart_by_features_of_a_random_net(

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from cluster.flops import forward_flops, training_flops
+from cluster.flops import dense_flops, forward_flops, training_flops
 from cluster.peak import named_peak_flops, peak_flops, peak_memory_bytes
 from cluster.vgg import CONFIGURATIONS, VGG
 
@@ -37,6 +37,20 @@ def test_any_net_takes_as_many_operations_as_torch_counts(net: str, classes: int
         loss.backward()  # type: ignore[no-untyped-call]
     assert 2 * forward_flops(net, classes, size, width) == forward
     assert 2 * training_flops(net, classes, size, width) == counter.get_total_flops()
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.sampled_from(sorted(CONFIGURATIONS)), st.integers(1, 12), st.sampled_from([32, 64]), st.integers(0, 90),
+    st.integers(0, 90),
+)  # fmt: skip
+def test_a_dense_pass_takes_as_many_operations_as_torch_counts(
+    net: str, classes: int, size: int, taller: int, wider: int
+) -> None:
+    shape = (size + taller, size + wider)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        VGG(net, classes, size, 0.05).eval().dense()(torch.zeros(2, 3, *shape))
+    assert 2 * dense_flops(net, classes, size, 0.05, shape) == counter.get_total_flops()
 
 
 def test_peaks_are_those_of_the_whole_device_that_is_named_and_of_no_other() -> None:

@@ -3,25 +3,25 @@
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster import launch
 from cluster.evaluate import Evaluation
+from cluster.interrupt import Terminated
 from cluster.pieces import cut, over_pieces
 from cluster.place import Shape
 from cluster.records import Log
 from cluster.views import views
 from cluster.world import World
-from pipelines.errors import DataError, TrainingError
+from pipelines.errors import DataError
 from pipelines.shards import DataSet
 from tests.cluster.test_evaluate import CLASSES, on, written
 
@@ -34,17 +34,6 @@ def test_pieces_are_all_rows_in_order_and_spread_evenly(rows: int, workers: int,
     assert max(lengths) - min(lengths) <= 1
     assert 1 <= min(lengths) <= max(lengths) <= most
     assert len(pieces) == rows or len(pieces) % workers == 0
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """One Ray on this machine for all tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent.parent)}.items():
-            patch.setenv(name, value)
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-        yield
-        ray.shutdown()
 
 
 def falls_at(folder: Path, fatal: int, world: World, log: Log) -> Callable[[range], list[int]]:
@@ -68,30 +57,37 @@ def refuses(error: Exception, world: World, log: Log) -> Callable[[range], Any]:
 
 @pytest.mark.usefixtures("cluster")
 def test_a_worker_that_is_lost_costs_the_piece_that_it_was_at(tmp_path: Path) -> None:
-    """And of three workers that one is not waited for which finds no place."""
     records: list[dict[str, Any]] = []
-    pieces = over_pieces(partial(falls_at, tmp_path, 17), 30, 5, Shape(3, 1, 0, 1), records.append, "it")
+    pieces = over_pieces(partial(falls_at, tmp_path, 17), 30, 5, Shape(2, 1, 0, 1), records.append, "it")
     assert [row for piece in pieces for row in piece] == list(range(30))
     begun = Counter({int(note.name): len(note.read_text()) for note in tmp_path.iterdir() if note.name != "fallen"})
+    (told,) = [record["text"] for record in records if record["kind"] == "warning"]
+    assert told.startswith("a worker was lost and started again")
     assert begun == {start: 1 + (start == 15) for start in range(0, 30, 5)}
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize(
-    ("error", "told"), [(DataError("one line"), "^one line$"), (KeyError("x"), "^the test of a net: KeyError: 'x'$")]
-)
-def test_what_a_worker_raises_comes_out_as_a_line(error: Exception, told: str) -> None:
-    kind = DataError if isinstance(error, DataError) else TrainingError
-    with pytest.raises(kind, match=told):
-        list(over_pieces(partial(refuses, error), 3, 3, Shape(1, 1, 0, 1), lambda record: None, "the test of a net"))
+def test_what_a_worker_raises_for_the_user_comes_out_as_it_is() -> None:
+    with pytest.raises(DataError, match=r"^one line$"):
+        list(over_pieces(partial(refuses, DataError("one line")), 3, 3, Shape(1, 1, 0, 1), lambda record: None, "it"))
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_test_on_two_workers_is_that_on_one(picture_set: DataSet, tmp_path: Path) -> None:
+def test_work_that_is_interrupted_ends_at_once(tmp_path: Path) -> None:
+    pieces = over_pieces(
+        partial(falls_at, tmp_path, -1), 9, 3, Shape(1, 1, 0, 1), lambda record: signal.raise_signal(signal.SIGTERM), ""
+    )
+    with pytest.raises(Terminated):
+        list(pieces)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_test_on_three_workers_is_that_on_one(picture_set: DataSet, tmp_path: Path) -> None:
+    """And is not held up by the third, who finds no place."""
     file = written(tmp_path / "net.safetensors")
     test = Evaluation(file, picture_set.location.absolute, views("both", (40, 56), mirror=True))
     records: list[dict[str, Any]] = []
-    found = launch.run_evaluation(test, Shape(2, 1, 0, 2), records.append)
+    found = launch.run_evaluation(test, Shape(3, 1, 0, 3), records.append)
     assert list(found) == list(test.views)
     for view, alone in on(test).items():
         assert np.allclose(found[view].scores, alone.scores, rtol=0, atol=1e-6)

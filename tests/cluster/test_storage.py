@@ -17,31 +17,33 @@ BIN = Path(sys.executable).parent
 
 
 @pytest.fixture(scope="module")
-def hidden(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder on a Ray of two nodes, of which the second one has another file system mounted there."""
+def hidden(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder on a Ray that has a second node, for which another file system is mounted there."""
+    del cluster
     place = tmp_path_factory.mktemp("hidden")
     private = ["unshare", "--mount", "--", "sh", "-c"]
     mount = f"mount -t tmpfs none {place}"
     if subprocess.run([*private, mount], capture_output=True, check=False).returncode:
         pytest.skip("no file system can be mounted here, as in a container without privileges")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent.parent.parent))
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-        address = ray.get_runtime_context().gcs_address
-        start = f"exec {BIN}/ray start --address={address} --num-cpus=1 --block"
-        node = subprocess.Popen([*private, f"{mount} && {start}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            deadline = time.monotonic() + 60
-            while sum(n["Alive"] for n in ray.nodes()) < 2:
-                assert node.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
-            yield place
-        finally:
-            node.terminate()
-            node.wait(30)
-            ray.shutdown()
+    address = ray.get_runtime_context().gcs_address
+    start = f"exec {BIN}/ray start --address={address} --num-cpus=1 --block"
+    node = subprocess.Popen([*private, f"{mount} && {start}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while alive() < 2:
+            assert node.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        yield place
+    finally:
+        node.terminate()
+        node.wait(30)
+    while alive() > 1:
+        time.sleep(0.2)
+
+
+def alive() -> int:
+    return sum(node["Alive"] for node in ray.nodes())
 
 
 def test_a_folder_that_another_node_does_not_see_is_named_with_the_node(hidden: Path) -> None:

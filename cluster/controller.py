@@ -1,4 +1,5 @@
-"""What Ray Train's controller tells the driver, and how the driver ends it. Private interfaces of Ray Train stay here.
+"""What Ray Train's controller starts, what it tells the driver, and how the driver ends it. Private interfaces of Ray
+Train stay here.
 
 The controller is an actor that starts the group of workers, looks after it and starts it again.
 """
@@ -8,6 +9,8 @@ from typing import Any
 import ray
 import ray.exceptions
 import ray.train
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState
 from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import (
@@ -18,6 +21,13 @@ from cluster.failure import Failure, failure
 from pipelines.errors import first_line
 
 _ANSWER_SECONDS = 5
+
+
+class Trainer(TorchTrainer):  # type: ignore[misc]
+    """Ray Train's, without the actor that deals out Ray's own data sets: a process at each start, for no set."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [callback for callback in super()._create_default_callbacks() if type(callback) is not DatasetsCallback]
 
 
 class Reporter(ControllerCallback):  # type: ignore[misc]

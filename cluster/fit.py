@@ -8,11 +8,10 @@ from types import TracebackType
 import ray
 import ray.exceptions
 import ray.train
-from ray.train.torch import TorchTrainer
 
 from cluster import place
 from cluster.attempt import Stage
-from cluster.controller import Reporter, end, reason
+from cluster.controller import Reporter, Trainer, end, reason
 from cluster.course import LOST_CONTROLLER, Ended, How
 from cluster.mailbox import Mailbox
 from cluster.network import Torch
@@ -28,7 +27,7 @@ _NEVER = 1e9  # seconds
 
 
 class Fit:
-    """`TorchTrainer.fit` in a thread, so that the main thread stays free for signals and decisions."""
+    """`Trainer.fit` in a thread, so that the main thread stays free for signals and decisions."""
 
     def __init__(self, stage: Stage, on: Shape, settings: ClusterSettings, box: Mailbox) -> None:
         self.on = on
@@ -88,10 +87,10 @@ class Fit:
         except BaseException as error:  # into the thread that waits
             self._error = error
 
-    def _make(self, stage: Stage) -> TorchTrainer:
+    def _make(self, stage: Stage) -> Trainer:
         on, settings = self.on, self._settings
         most = _most(on)
-        return TorchTrainer(
+        return Trainer(
             train_worker,
             train_loop_config={
                 "stage": stage,

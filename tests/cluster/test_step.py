@@ -3,14 +3,12 @@
 import copy
 import math
 from functools import partial
-from multiprocessing import set_forkserver_preload
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import settings as examples
@@ -26,14 +24,13 @@ from cluster.world import World
 from pipelines.errors import SettingsError, TrainingError
 from pipelines.order import Order
 from pipelines.stream import Batch
+from tests.cluster.groups import together
 from tests.pipelines.test_order import orders
 
 # Batches of 22 images, which 8 virtual shards do not divide; the last of an epoch has 3, fewer than there are shards.
 ORDER = Order((15,) * 9, 22, seed=5)
 IMAGES = torch.randn(ORDER.rows, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 LABELS = torch.from_numpy(np.random.default_rng(2).integers(0, 4, ORDER.rows))
-
-set_forkserver_preload([__name__])
 
 
 def settings(**changes: object) -> StageSettings:
@@ -113,23 +110,11 @@ def results(world: World) -> dict[str, Any]:
     return found
 
 
-def worker(rank: int, size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous-{size}", rank=rank, world_size=size)
-    torch.save(results(World(rank, size, torch.device("cpu"), 1)), f"{folder}/{size}-{rank}.pt")
-    dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+def worlds() -> dict[int, list[dict[str, Any]]]:
     """By the number of workers: what each worker found."""
-    folder = tmp_path_factory.mktemp("worlds")
     torch.set_num_threads(1)
-    found = {1: [results(World.single())]}
-    for size in (2, 3, 4):
-        mp.start_processes(worker, (size, str(folder)), nprocs=size, start_method="forkserver")
-        found[size] = [torch.load(folder / f"{size}-{rank}.pt", weights_only=True) for rank in range(size)]
-    return found
+    return {1: [results(World.single())], **{size: together(size, results) for size in (2, 3, 4)}}
 
 
 def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from cluster import checkpoint
 from cluster.agree import Undisturbed, Wish
@@ -16,6 +15,7 @@ from cluster.settings import CheckpointSettings
 from cluster.train import Outcome, train
 from cluster.world import World
 from pipelines.location import Location
+from tests.cluster.groups import together
 from tests.cluster.test_train import settings
 
 EPOCHS = 2
@@ -45,10 +45,8 @@ class StopAt(Undisturbed):
         return Wish.STOP if self._left < 0 else Wish.NONE
 
 
-def worker(rank: int, size: int, stage: Stage, stops: list[int], rendezvous: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size)
-    world = World(rank, size, torch.device("cpu"), 1)
+def train_both(world: World, stage: Stage, stops: list[int]) -> list[tuple[int, int, int]]:
+    """Once without a stop, and once with stops; epoch, step and number of the rows that a worker had in the second."""
     rows: list[tuple[int, int, int]] = []
 
     def log(record: dict[str, Any]) -> None:
@@ -59,12 +57,10 @@ def worker(rank: int, size: int, stage: Stage, stops: list[int], rendezvous: str
     assert train(whole, world, lambda record: None) is Outcome.FINISHED
     pieces = replace(stage, folder=f"{stage.folder}/pieces", checkpoints=CheckpointSettings(every_minutes=0.01))
     for calls in stops:
-        assert train(pieces, world, log, StopAt(calls, rank)) is Outcome.STOPPED
+        assert train(pieces, world, log, StopAt(calls, world.rank)) is Outcome.STOPPED
         dist.barrier()  # worker 0 has written
     assert train(pieces, world, log) is Outcome.FINISHED
-    torch.save(rows, f"{stage.folder}/rows-{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return rows
 
 
 def newest(folder: Path) -> Checkpoint:
@@ -78,7 +74,7 @@ def test_a_stage_stopped_again_and_again_ends_as_one_left_alone(digits: tuple[st
     size = 3  # of two, the order of a sum does not matter
     stage = Stage("a", settings(**SETTINGS), *digits, str(tmp_path), ledger=True)
     stops = [3, STEPS - 3]
-    mp.spawn(worker, (size, stage, stops, str(tmp_path / "rendezvous")), nprocs=size)
+    rows = [entry for worker in together(size, train_both, stage, stops) for entry in worker]
     whole, pieces = newest(tmp_path / "whole"), newest(tmp_path / "pieces")
     assert whole.average is not None
     for group in ("weights", "momentum", "average"):
@@ -86,6 +82,5 @@ def test_a_stage_stopped_again_and_again_ends_as_one_left_alone(digits: tuple[st
         assert a.keys() == b.keys()
         assert all(torch.equal(a[name], b[name]) for name in a), group
     assert whole.progress.accuracies == pieces.progress.accuracies
-    rows = [entry for rank in range(size) for entry in torch.load(tmp_path / f"rows-{rank}.pt", weights_only=True)]
     for epoch in range(1, EPOCHS + 1):
         assert sorted(row for number, _, row in rows if number == epoch) == list(range(300))

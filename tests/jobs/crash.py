@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 
+from cluster import checkpoint
+from cluster.attempt import Stage
+from cluster.train import Outcome, train
+from cluster.world import World
+from jobs import check, schema
+from pipelines.location import Location
 from tests.cluster.chaos import send, train_workers
 from tests.cluster.runs import saved
 
@@ -36,6 +43,18 @@ stages:
 """
 
 
+def left_alone(world: World, job: Path, place: Path) -> dict[str, torch.Tensor]:
+    """What the last stage of a job comes to on workers without Ray, to which nothing happens; its data are there."""
+    checked, start, folder = check.check(schema.load(job)), None, place
+    for name in checked.order:
+        folder, settings = place / name, checked.job.stages[name]
+        stage = Stage(name, settings, checked.data.train, checked.data.val, str(folder), start)
+        assert train(stage, world, lambda record: None) is Outcome.FINISHED
+        dist.barrier()  # worker 0 has written
+        start = checkpoint.path_of(Location.of(folder), saved(folder).progress.best, 0).absolute
+    return saved(folder).weights
+
+
 @dataclass(frozen=True)
 class Kill:
     """Of a worker, all workers or the driver, or a stop that it is politely asked for: `seconds` after the workers are
@@ -52,8 +71,8 @@ class Kill:
 
 class CrashedJob:
     def __init__(self, storage: Path, name: str, epochs: int) -> None:
-        self._file = storage / f"{name}.yaml"
-        self._file.write_text(JOB.format(name=name, storage=storage, epochs=epochs))
+        self.file = storage / f"{name}.yaml"
+        self.file.write_text(JOB.format(name=name, storage=storage, epochs=epochs))
         self._log = storage / f"{name}.log"
         self._ray = tempfile.mkdtemp(prefix="vd")  # short, since Ray's sockets lie below it
         self._process = self._start()
@@ -73,7 +92,7 @@ class CrashedJob:
 
     def weights(self, storage: Path) -> dict[str, torch.Tensor]:
         """What the last stage came to."""
-        (folder,) = (storage / "runs" / self._file.stem).glob("second-*")
+        (folder,) = (storage / "runs" / self.file.stem).glob("second-*")
         return saved(folder).weights
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -85,7 +104,7 @@ class CrashedJob:
         }
         with self._log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "jobs", str(self._file)], env=environment, stdout=log, stderr=log
+                [sys.executable, "-m", "jobs", str(self.file)], env=environment, stdout=log, stderr=log
             )
 
     def _kill(self, kill: Kill) -> None:

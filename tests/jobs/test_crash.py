@@ -5,20 +5,20 @@ from pathlib import Path
 
 import torch
 
-from tests.jobs.crash import CrashedJob, Kill
+from tests.cluster.groups import together
+from tests.jobs.crash import CrashedJob, Kill, left_alone
 
 EPOCHS = 4
 KILLS = (Kill("worker", True, 0.2), Kill("driver", True, 0.4), Kill("stop", True, 0.6))
 
 
 def test_a_job_that_is_killed_and_stopped_comes_to_the_same_nets(tmp_path: Path) -> None:
-    """A worker, then the driver, and a stop; all workers at once, and twenty random moments: `make soak`."""
-    alone = CrashedJob(tmp_path, "alone", EPOCHS)
-    alone.run()
+    """A worker, then the driver, and a stop; all workers at once, and twenty random moments: `make soak`. The one that
+    is left alone has no Ray either."""
     killed = CrashedJob(tmp_path, "killed", EPOCHS)
     said = killed.run(KILLS)
     assert said.count("training goes on from its newest checkpoint") == 1
     assert re.search("goes on, after (epoch|step)", said), "by the next driver"
-    expected, found = alone.weights(tmp_path), killed.weights(tmp_path)
+    expected, found = together(2, left_alone, killed.file, tmp_path / "alone")[0], killed.weights(tmp_path)
     assert set(found) == set(expected)
     assert all(torch.equal(found[key], expected[key]) for key in expected)

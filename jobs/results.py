@@ -18,7 +18,8 @@ class Subject:
 
     `model`: the stage's name, or the file's. `net`: configuration, A to E. `trained`: S, smallest and largest.
     `scales`: the Q that were averaged. `posteriors`: files of its posteriors, one for each mode and Q, by their names
-    in the folder of posteriors; their mean is what was tested.
+    in the folder of posteriors; their mean is what was tested. `mirror`: of images with their mirror images. `seal`: of
+    the net's file.
     """
 
     model: str
@@ -29,6 +30,8 @@ class Subject:
     input_size: int = 224
     width: float = 1.0
     batch_norm: bool = False
+    mirror: bool = False
+    seal: str = ""
 
 
 @dataclass(frozen=True)

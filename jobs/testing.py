@@ -45,9 +45,10 @@ class Trial:
     fuse: bool = False
 
     def views(self, model: Model, mode: TestMode) -> tuple[View, ...]:
-        card = model.label.card
-        mirror = card.flip if self.mirror is None else self.mirror
-        return views(mode, self.scales_of(model), mirror)
+        return views(mode, self.scales_of(model), self.mirrors(model))
+
+    def mirrors(self, model: Model) -> bool:
+        return model.label.card.flip if self.mirror is None else self.mirror
 
     def scales_of(self, model: Model) -> tuple[int, ...]:
         card = model.label.card
@@ -127,10 +128,9 @@ def _result(test: Trial, group: tuple[Model, ...], mode: TestMode, data: DataSet
     for model in group:
         card = model.label.card
         files = tuple(there[_key(model, view, data)] for view in test.views(model, mode))
-        scales = test.scales_of(model)
-        subjects.append(
-            Subject(model.name, card.net, card.scale, scales, files, card.input_size, card.width, card.batch_norm)
-        )
+        kind = (card.input_size, card.width, card.batch_norm)
+        how = (test.mirrors(model), model.label.seal)
+        subjects.append(Subject(model.name, card.net, card.scale, test.scales_of(model), files, *kind, *how))
     result = Result(test.name, tuple(subjects), mode, len(data.manifest.classes), Totals(0, 0.0, 0, 0))
     return replace(result, totals=averaged(folder, result).totals)
 

@@ -23,7 +23,7 @@ from cluster.vgg import STRIDE
 from cluster.views import View
 from cluster.world import World
 from pipelines.augment import Ints
-from pipelines.errors import DataError, SettingsError, TrainingError
+from pipelines.errors import CheckpointError, DataError, SettingsError, TrainingError
 from pipelines.loader import WholeBatches
 from pipelines.location import Location
 from pipelines.schema import Manifest
@@ -36,11 +36,15 @@ _NO_IMAGES = torch.empty(0)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One net, tested on one data set, in each of the `views`. `checkpoint`: whole path or URI."""
+    """One net, tested on one data set, in each of the `views`.
+
+    `checkpoint`: whole path or URI. `seal`: the one that the file had when it was chosen; another one is refused.
+    """
 
     checkpoint: str
     data: str
     views: tuple[View, ...]
+    seal: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,8 @@ class Viewer:
 
     def __init__(self, test: Evaluation, world: World, log: Log) -> None:
         trained = nets.load(Location.of(test.checkpoint))
+        if test.seal not in (None, trained.seal):
+            raise CheckpointError(f"{test.checkpoint}: is another file than it was when this test began")
         self._card, self._views = trained.card, test.views
         self._data, self._world, self._log = DataSet.open(test.data), world, log
         net = trained.build().to(device=world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -4,6 +4,7 @@ Calls are made in order on a thread of their own, so that a slow server slows no
 reached they wait, with a warning, and what still cannot be delivered a while after the end is given up and counted.
 """
 
+import json
 import logging
 import os
 import queue
@@ -116,9 +117,15 @@ class Tracker:
         self._call(f"artifact {place.name}", deliver)
 
     def table(self, run: str, columns: Mapping[str, Sequence[Any]], file: str) -> None:
-        """As a table that MLflow's pages can show and compare."""
-        data = {name: list(values) for name, values in columns.items()}
-        self._call(f"table {file}", lambda: self._client.log_table(run, data, file) and None)
+        """As a table that MLflow's pages can show and compare, in the place of what had this name."""
+        content = {"columns": list(columns), "data": [list(row) for row in zip(*columns.values(), strict=True)]}
+        tag = json.dumps([{"path": file, "type": "table"}])  # by which its pages find it (MlflowClient.log_table)
+
+        def deliver() -> None:
+            self._client.log_dict(run, content, file)  # log_table would add to what is there
+            self._client.set_tag(run, "mlflow.loggedArtifacts", tag)
+
+        self._call(f"table {file}", deliver)
 
     def end_run(self, run: str, status: str) -> None:
         """`status`: FINISHED, FAILED or KILLED."""

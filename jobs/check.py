@@ -11,7 +11,7 @@ from cluster.settings import StageSettings
 from jobs import checkpoints, fingerprint, graph
 from jobs.checkpoints import Model
 from jobs.plan import State
-from jobs.schema import Data, Job, frozen_at_random, is_file, start_file
+from jobs.schema import Data, Job, frozen_at_random, is_file
 from jobs.store import StageFolder, Store
 from pipelines import sources
 from pipelines.errors import CheckpointError, DataError, SettingsError, first_line
@@ -99,13 +99,12 @@ def _start_key(
     source = stage.init.source
     if source is None:
         return None
-    try:
-        place = start_file(source)
-    except DataError as error:
-        raise SettingsError(f"stages.{name}.init.from: {error}") from error
-    if place is None:
+    if not is_file(source):
         return folders[source].key
-    label = nets.look(place)
+    try:
+        label = nets.look(checkpoints.net_file(source))
+    except CheckpointError as error:
+        raise CheckpointError(f"stages.{name}.init.from: {error}") from error
     for misfit in _misfits(label, stage, classes):
         raise SettingsError(f"stages.{name}.init.from: {source} {misfit}")
     if (problem := frozen_at_random(stage, label.card.net)) is not None:
@@ -135,9 +134,9 @@ def _tested_files(job: Job, data: DataSet) -> dict[str, Model]:
             where = f"evaluations.{name}.models"
             try:
                 model = checkpoints.model(file)
-                own = model.file.name if model.name in job.stages else model.name
-                found[file] = replace(model, name=own)
                 checkpoints.check(model, data, test.scales)
+                taken = {*job.stages, *(other.name for key, other in found.items() if key != file)}
+                found[file] = replace(model, name=checkpoints.unlike(model.name, taken))
             except (CheckpointError, DataError, SettingsError) as error:
                 raise type(error)(f"{where}: {error}") from error
     return found

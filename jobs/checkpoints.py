@@ -1,7 +1,7 @@
 """Nets that are named by their file, or by the folder of a job's stage."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import PurePosixPath
@@ -10,7 +10,7 @@ from cluster import checkpoint, nets
 from cluster.nets import Label
 from cluster.views import Scales, scales_of, views
 from jobs.store import read_json
-from pipelines.errors import CheckpointError, DataError
+from pipelines.errors import CheckpointError, DataError, first_line
 from pipelines.location import Location
 from pipelines.shards import DataSet
 
@@ -36,8 +36,10 @@ def net_file(text: str) -> Location:
         if place.size() is not None:
             return place
         there = place.exists()
-    except (DataError, OSError) as error:
-        raise CheckpointError(f"{text}: cannot be reached: {error}") from error
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    except OSError as error:
+        raise CheckpointError(f"{text}: cannot be reached: {first_line(error)}") from error
     if not there:
         raise CheckpointError(f"{text}: no such file")
     done = read_json(place / "done.json")
@@ -60,10 +62,14 @@ def models(texts: Sequence[str]) -> tuple[Model, ...]:
     found: dict[str, Model] = {}
     for text in dict.fromkeys(texts):
         named = model(text)
-        names = chain([named.name], (f"{named.name}-{n}" for n in count(2)))
-        name = next(name for name in names if name not in found)
+        name = unlike(named.name, found)
         found[name] = replace(named, name=name)
     return tuple(found.values())
+
+
+def unlike(name: str, taken: Container[str]) -> str:
+    """The name, with a number if it is taken."""
+    return next(each for each in chain([name], (f"{name}-{n}" for n in count(2))) if each not in taken)
 
 
 def name_of(place: Location) -> str:

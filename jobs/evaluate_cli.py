@@ -55,6 +55,8 @@ def evaluate(options: argparse.Namespace) -> None:
     for name in ("workers", "cpus_per_worker"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise SettingsError(f"--{name.replace('_', '-')} {getattr(options, name)}: has to be 1 or more")
+    if not 0 <= options.max_unreadable <= 1:
+        raise SettingsError(f"--max-unreadable {options.max_unreadable}: has to be a share, from 0 to 1")
     data = DataSet.open(options.data)
     from cluster import interrupt, launch, place  # slow imports: what is wrong is told of at once
     from jobs import publish, tables, testing

@@ -57,4 +57,4 @@ def errors(result: Result, with_mode: bool) -> dict[str, float]:
 
 def _named(models: str) -> str:
     """In the characters that MLflow takes."""
-    return re.sub(r"[^\w.-]", "_", models.replace("+", "_and_"), flags=re.ASCII)
+    return re.sub(r"[^\w.-]", "_", models.replace("+", "_and_"))

@@ -13,7 +13,7 @@ from cluster.settings import EvaluationSettings, StageSettings
 from cluster.track import Tracker, default_uri
 from jobs import publish, report, results, schema, stored, tables, testing
 from jobs.check import Checked
-from jobs.checkpoints import Model
+from jobs.checkpoints import Model, net_file
 from jobs.plan import Action, Decision, plan
 from jobs.results import Result, scale_text
 from jobs.store import TESTS, Finished, StageFolder, read_json, read_text, write_json, write_text
@@ -152,7 +152,7 @@ class _Chain:
         source = settings.init.source
         start = None
         if source is not None:
-            start = (schema.start_file(source) or self._finished[source].delivered).absolute
+            start = (net_file(source) if schema.is_file(source) else self._finished[source].delivered).absolute
         tags = {
             "job": job.name,
             "stage": folder.name,

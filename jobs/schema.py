@@ -326,16 +326,6 @@ def _cycles(job: Job) -> Iterator[tuple[Path_, str]]:
             yield ("stages", start, "init", "from"), f"stages start from each other: {' <- '.join([*chain, start])}"
 
 
-def start_file(source: str | None) -> Location | None:
-    """The file that `init.from` names, if it is not a stage, whose name has no slash and no such ending.
-
-    Raises DataError: a URI of nothing that pyarrow knows.
-    """
-    if source is None or not is_file(source):
-        return None
-    return Location.of(source)
-
-
 def is_file(source: str) -> bool:
     """Whether `init.from` names a file or a URI, and not a stage."""
     return "/" in source or source.endswith((".safetensors", ".pth", ".pt"))

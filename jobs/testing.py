@@ -16,18 +16,18 @@ from cluster.evaluate import Evaluation
 from cluster.metrics import Totals
 from cluster.place import Shape
 from cluster.posteriors import Posteriors
-from cluster.records import check_readable
 from cluster.views import Scales, TestMode, View, scales_of, views
 from jobs.checkpoints import Model
 from jobs.results import Result, Subject, averaged
 from jobs.store import reason
 from jobs.watch import Watch
-from pipelines.errors import ClusterError
+from pipelines.errors import ClusterError, DataError, TrainingError
 from pipelines.location import Location
 from pipelines.shards import DataSet
 
 # Raised whenever a test of the same net on the same images gives other posteriors than before.
 _TEST_VERSION = 1
+_HELD_BYTES = 4 << 30  # posteriors at a time: all of ImageNet's validation set in twenty views
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,7 @@ def carry_out(
     for test in tests:
         for group in test.groups:
             for mode in test.modes:
-                result = _result(test, group, mode, data, folder)
-                check_readable(result.totals, result.totals.images, most_unreadable)
-                results.append(result)
+                results.append(_result(test, group, mode, data, folder, most_unreadable))
     return results
 
 
@@ -94,11 +92,14 @@ def _needed(tests: Iterable[Trial]) -> list[tuple[Model, list[View]]]:
 def _complete(model: Model, wanted: list[View], data: DataSet, folder: Location, on: Shape, watch: Watch) -> None:
     """Computes what the folder lacks, and keeps it."""
     there = _there(folder)
-    missing = tuple(view for view in wanted if _key(model, view, data) not in there)
-    if not missing:
-        return
-    watch.begin(f"test of {model.name}", data.rows * len(missing))
-    test = Evaluation(model.file.absolute, data.location.absolute, missing)
+    missing = [view for view in wanted if not _whole(folder, there.get(_key(model, view, data)), watch)]
+    most = max(1, _HELD_BYTES // (4 * data.rows * len(data.manifest.classes)))
+    for first in range(0, len(missing), most):
+        _compute(model, tuple(missing[first : first + most]), data, folder, on, watch)
+
+
+def _compute(model: Model, missing: tuple[View, ...], data: DataSet, folder: Location, on: Shape, watch: Watch) -> None:
+    """Holds the posteriors of all these views."""
     spent: dict[View, Counter[str]] = {}
 
     def listen(record: dict[str, Any]) -> None:
@@ -107,12 +108,26 @@ def _complete(model: Model, wanted: list[View], data: DataSet, folder: Location,
             view = View(record["mode"], record["scale"], record["mirror"])
             spent.setdefault(view, Counter()).update({key: record[key] for key in ("images", "seconds", "net_seconds")})
 
+    watch.begin(f"test of {model.name}", data.rows * len(missing))
+    test = Evaluation(model.file.absolute, data.location.absolute, missing, model.label.seal)
     found = launch.run_evaluation(test, on, listen)
     watch.done()
     for view, scores in found.items():
         place = folder / f"{model.name}-{view.mode}-{view.scale}-{_key(model, view, data)}.parquet"
         _keep(place, replace(scores, origin=_origin(model, view)))
         watch.say(f"{model.name}: {view.mode}, Q = {view.scale}: {_in_words(scores.totals, spent[view])}")
+
+
+def _whole(folder: Location, name: str | None, watch: Watch) -> bool:
+    """Whether a file is there, and can be read as far as it can be told cheaply."""
+    if name is None:
+        return False
+    try:
+        posteriors.look(folder / name)
+    except DataError as error:
+        watch.say(f"warning: {error}; made again")
+        return False
+    return True
 
 
 def _in_words(totals: Totals, spent: Mapping[str, float]) -> str:
@@ -122,7 +137,9 @@ def _in_words(totals: Totals, spent: Mapping[str, float]) -> str:
     return f"{totals.top1} of {totals.images} right{unreadable}; {speed:.1f} images/s a worker, {net}"
 
 
-def _result(test: Trial, group: tuple[Model, ...], mode: TestMode, data: DataSet, folder: Location) -> Result:
+def _result(
+    test: Trial, group: tuple[Model, ...], mode: TestMode, data: DataSet, folder: Location, most: float
+) -> Result:
     there = _there(folder)
     subjects = []
     for model in group:
@@ -132,7 +149,22 @@ def _result(test: Trial, group: tuple[Model, ...], mode: TestMode, data: DataSet
         how = (test.mirrors(model), model.label.seal)
         subjects.append(Subject(model.name, card.net, card.scale, test.scales_of(model), files, *kind, *how))
     result = Result(test.name, tuple(subjects), mode, len(data.manifest.classes), Totals(0, 0.0, 0, 0))
-    return replace(result, totals=averaged(folder, result).totals)
+    try:
+        found = averaged(folder, result)
+    except DataError as error:
+        raise DataError(f"{error}; delete it, and the test is made again") from error
+    _check_readable(found, most)
+    return replace(result, totals=found.totals)
+
+
+def _check_readable(found: Posteriors, most: float) -> None:
+    """Raises TrainingError."""
+    if len(found.unreadable) > most * len(found.labels):
+        some = ", ".join(found.names[row] for row in found.unreadable[:3])
+        raise TrainingError(
+            f"{len(found.unreadable)} of {len(found.labels)} images cannot be decoded, such as {some}: more than the "
+            f"share max_unreadable ({most:g}); prepare the data set again, or allow more"
+        )
 
 
 def _keep(place: Location, scores: Posteriors) -> None:

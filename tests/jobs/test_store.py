@@ -13,10 +13,11 @@ from cluster.world import World
 from cluster.writer import Writer
 from jobs import schema
 from jobs.check import check
+from jobs.checkpoints import net_file
 from jobs.cli import main
 from jobs.plan import State
 from jobs.store import Store, read_json, read_text, write_json, write_text
-from pipelines.errors import CheckpointError, ClusterError, DataError
+from pipelines.errors import CheckpointError, ClusterError
 from pipelines.location import Location
 from pipelines.shards import DataSet
 from tests.cluster.test_checkpoint import made, names, same
@@ -186,16 +187,13 @@ def test_what_a_stage_starts_from_may_be_anywhere(remote: Location, tmp_path: Pa
         ("s3://b/c?d=e", True),
     ):
         assert schema.is_file(source) == file
-    assert schema.start_file(None) is None
-    place = schema.start_file((remote / "epoch-0001.safetensors").absolute)
-    assert place is not None
     with closing(Writer(remote, 1)) as writer:
         writer.save(made((0.5,)))
+    place = net_file((remote / "epoch-0001.safetensors").absolute)
+    assert place.path == net_file(remote.absolute).path, "the folder stands for it"
     assert checkpoint.read_head(place).card.net == "A"
     torch.save({"version": 1}, tmp_path / "old.pt")
-    old = schema.start_file(str(tmp_path / "old.pt"))
-    assert old is not None
     with pytest.raises(CheckpointError, match=r"old\.pt: written by torch\.save, as by earlier versions"):
-        checkpoint.read_head(old)
-    with pytest.raises(DataError, match="no such place"):
-        schema.start_file("xx://b/c.safetensors")
+        checkpoint.read_head(net_file(str(tmp_path / "old.pt")))
+    with pytest.raises(CheckpointError, match="no such place"):
+        net_file("xx://b/c.safetensors")

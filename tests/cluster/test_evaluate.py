@@ -216,3 +216,9 @@ def test_time_is_told_by_view(picture_set: DataSet, net_file: str) -> None:
     for looked in viewer(range(12)).values():
         assert 0 < looked.net_seconds < looked.seconds
         assert looked.scores.dtype == np.float32
+
+
+def test_a_file_that_is_replaced_after_it_was_chosen_is_refused(net_file: str, picture_set: DataSet) -> None:
+    test = Evaluation(net_file, str(picture_set.location), ALL, seal="of another file")
+    with pytest.raises(CheckpointError, match=f"^{net_file}: is another file than it was"):
+        Viewer(test, World.single(), lambda record: None)

@@ -10,7 +10,7 @@ from cluster import checkpoint, nets
 from cluster.nets import Label
 from cluster.views import Scales, scales_of, views
 from jobs.store import read_json
-from pipelines.errors import CheckpointError, DataError
+from pipelines.errors import CheckpointError, DataError, first_line
 from pipelines.location import Location
 from pipelines.shards import DataSet
 
@@ -36,8 +36,10 @@ def net_file(text: str) -> Location:
         if place.size() is not None:
             return place
         there = place.exists()
-    except (DataError, OSError) as error:
-        raise CheckpointError(f"{text}: cannot be reached: {error}") from error
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    except OSError as error:
+        raise CheckpointError(f"{text}: cannot be reached: {first_line(error)}") from error
     if not there:
         raise CheckpointError(f"{text}: no such file")
     done = read_json(place / "done.json")

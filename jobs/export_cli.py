@@ -2,12 +2,12 @@
 
 import argparse
 
-from cluster import export, nets, published
+from cluster import export, exported, nets, published, sealed
 from cluster.checkpoint import Card
 from cluster.nets import Trained
 from cluster.vgg import STRIDE
 from jobs.checkpoints import net_file
-from pipelines.errors import SettingsError
+from pipelines.errors import CheckpointError, SettingsError
 from pipelines.location import Location
 
 
@@ -25,14 +25,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _export(options: argparse.Namespace) -> None:
     source, out = net_file(options.checkpoint), Location.of(options.out)
     kind = export.ending(out, options.dense)
-    if source.absolute == out.absolute:
-        raise SettingsError(f"{out}: would take the place of the file that is exported")
+    _check(source, out)
     trained = nets.load(source)
     export.write(trained, out, options.dense)
     print(f"{out}: {_title(trained)}, {(out.size() or 0) / 1e6:.1f} MB")
     if kind == ".pth":
         print(f"layout: {_layout(trained.card)}")
     print(f"input: {_input(trained.card, kind == '.onnx', options.dense)}")
+
+
+def _check(source: Location, out: Location) -> None:
+    """Raises SettingsError if `out` would take the place of what training has to have."""
+    if source.same(out):
+        raise SettingsError(f"{out}: would take the place of the file that is exported")
+    try:
+        notes = sealed.read_head(out).notes
+    except CheckpointError:  # another file, or none
+        return
+    if exported.KEY not in notes:
+        raise SettingsError(f"{out}: is a checkpoint, whose place an export does not take")
 
 
 def _title(trained: Trained) -> str:

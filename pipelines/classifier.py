@@ -100,4 +100,4 @@ def _decoded(image: object) -> bytes:
     try:
         return base64.b64decode(image, validate=True)
     except ValueError:
-        return image if isinstance(image, bytes) else image.encode()
+        return image if isinstance(image, bytes) else image.encode(errors="replace")

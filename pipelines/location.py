@@ -94,11 +94,16 @@ class Location:
         """From a local path or a URI (`s3://`, `gs://`, `file://`, ...). Raises DataError."""
         text = os.fspath(text)
         if "://" not in text:
-            return cls(arrow_fs.LocalFileSystem(), str(Path(os.path.expanduser(text)).absolute()), text)
+            path = str(Path(os.path.expanduser(text)).absolute())
+            if legible(path) != path:
+                raise DataError(
+                    f"{legible(text)}: the path is not UTF-8, and Arrow opens no other; give it another name"
+                )
+            return cls(arrow_fs.LocalFileSystem(), path, text)
         try:
             filesystem, path = arrow_fs.FileSystem.from_uri(text)
         except (ArrowException, ValueError, OSError) as error:
-            raise DataError(f"{text}: no such place: {first_line(error)}") from error
+            raise DataError(f"{legible(text)}: no such place: {first_line(error)}") from error
         return cls(filesystem, path, text)
 
     def __truediv__(self, name: str) -> "Location":
@@ -121,6 +126,12 @@ class Location:
     def disk(self) -> Path | None:
         """The path on a disk of this machine, or one that is mounted like it; None in an object store."""
         return Path(self.path) if isinstance(self.filesystem, arrow_fs.LocalFileSystem) else None
+
+    def same(self, other: "Location") -> bool:
+        """Whether both are one file, however they are written; on a disk through links, too. Raises OSError."""
+        if self.disk is not None and other.disk is not None and self.disk.exists() and other.disk.exists():
+            return self.disk.samefile(other.disk)
+        return bool(self.path == other.path and self.filesystem.equals(other.filesystem))
 
     def exists(self) -> bool:
         try:
@@ -231,6 +242,11 @@ class Location:
                     aside.unlink()
             except FileNotFoundError:  # another process swept it
                 pass
+
+
+def legible(text: str) -> str:
+    """With escapes in the place of bytes that are no UTF-8, which file names may hold."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _if_there(delete: Callable[[], None], place: Location) -> None:

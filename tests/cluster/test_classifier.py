@@ -1,5 +1,6 @@
 """Images classified by onnxruntime, Pillow and NumPy, against torch behind DALI."""
 
+import base64
 import importlib.util
 import json
 import re
@@ -10,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -113,6 +115,16 @@ def test_what_is_no_image_is_told(net: tuple[Trained, Path]) -> None:
     for content in (b"", b"text", encoded(90, 70, 3, "JPEG")[:200]):
         with pytest.raises(still.Unreadable):
             Classifier(net[1]).best(content)
+
+
+def test_texts_that_are_no_images_do_the_others_no_harm(net: tuple[Trained, Path]) -> None:
+    image = encoded(90, 70, 3, "JPEG")
+    table = pd.DataFrame({"image": [base64.b64encode(image).decode(), "\ud800", "ä", 7, image]})
+    good, surrogate, letter, number, same = module.Served(Classifier(net[1])).predict(table)
+    assert good == same
+    assert good["error"] is None
+    assert surrogate == letter == {"best": [], "error": "not an image"}
+    assert number == {"best": [], "error": "neither bytes nor base64, but int"}
 
 
 @pytest.mark.parametrize("kind", ["absent", "text", "plain", "foreign"])

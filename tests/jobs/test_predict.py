@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from pipelines.location import Location
 from pipelines.shards import DataSet
 from pipelines.stream import Seat
 from tests.cluster import layout
+from tests.cluster.test_evaluate import written
 from tests.cluster.test_export import net
 from tests.conftest import encoded
 from tests.pipelines.test_graphs import source_bytes
@@ -134,6 +137,46 @@ def test_wrong_use_is_one_line_and_status_2(
         assert err.startswith("verydeep: ")
         assert reason in err
     assert not list(tmp_path.glob("x.*"))
+
+
+def test_an_export_takes_the_place_of_another_and_of_no_checkpoint(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "net.safetensors"
+    (tmp_path / "link.safetensors").symlink_to(place)
+    (tmp_path / "hard.safetensors").hardlink_to(place)
+    checkpoint = Path(written(tmp_path / "epoch-0001.safetensors", ("oak", "ash")))
+    before = place.read_bytes(), checkpoint.read_bytes()
+    for out, reason in (
+        (f"{tmp_path}/../{tmp_path.name}/net.safetensors", "the place of the file that is exported"),
+        (f"file://{place}", "the place of the file that is exported"),
+        (tmp_path / "link.safetensors", "the place of the file that is exported"),
+        (tmp_path / "hard.safetensors", "the place of the file that is exported"),
+        (checkpoint, "epoch-0001.safetensors: is a checkpoint, whose place an export does not take"),
+    ):
+        assert reason in printed(capsys, "export", place, out, status=2)[1]
+    assert (place.read_bytes(), checkpoint.read_bytes()) == before
+    for source in (checkpoint, place):
+        printed(capsys, "export", source, tmp_path / "x.safetensors")
+        (entry,) = as_json(capsys, tmp_path / "x.safetensors", *files(tmp_path, [encoded(90, 70, 1)]), "--top", "1")
+    assert entry["predictions"][0]["class"] in CLASSES
+
+
+def test_a_name_that_is_not_utf_8_is_a_line_and_the_other_images_are_predicted(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd, place = os.fsdecode(bytes(tmp_path) + b"/\xff"), tmp_path / "net.safetensors"
+    shutil.copy(place, odd)
+    (image,) = files(tmp_path, [encoded(90, 70, 1)])
+    out, err = printed(capsys, "predict", place, odd, image, "--json", status=1)
+    assert len(json.loads(out)) == 1
+    lines = [err]
+    for arguments in (("predict", odd, image), ("export", odd, "x.pth"), ("export", place, f"{odd}.pth")):
+        lines.append(printed(capsys, *arguments, status=2)[1])
+    lines.append(printed(capsys, "evaluate", place, "--data", odd, status=2)[1])
+    for line in lines:
+        assert len(line.splitlines()) == 1
+        assert "the path is not UTF-8" in line
 
 
 def test_an_export_says_what_it_wrote_and_what_the_net_takes(

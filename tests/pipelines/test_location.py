@@ -1,10 +1,12 @@
 """Large files are there whole or not at all, on a disk and in an object store (moto's S3, with the real client)."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from pipelines.errors import DataError
 from pipelines.location import Location
 from tests.pipelines.test_shards import Server
 
@@ -57,3 +59,11 @@ def test_a_place_that_cannot_be_written_to_is_found_before_the_block(tmp_path: P
         with pytest.raises(OSError, match=r"exist|Not a directory|NO_SUCH_BUCKET"), Location.of(place).filled():
             entered = True
         assert not entered
+
+
+@pytest.mark.parametrize("text", [b"\xff.jpg", b"folder-\xe9/image.png", b"s3://bucket/\xff.jpg"])
+def test_a_name_that_is_not_utf_8_is_told_in_a_line(text: bytes) -> None:
+    with pytest.raises(DataError, match=r"\\udc(ff|e9)\S*: (the path is not UTF-8|no such place)") as raised:
+        Location.of(os.fsdecode(text))
+    assert "\n" not in str(raised.value)
+    str(raised.value).encode()

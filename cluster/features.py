@@ -35,7 +35,7 @@ from cluster.vgg import STRIDE, VGG
 from cluster.world import World
 from pipelines.errors import SettingsError, TrainingError, first_line
 from pipelines.loader import WholeBatches
-from pipelines.location import Location
+from pipelines.location import Location, public
 from pipelines.schema import Manifest
 from pipelines.shards import DataSet
 
@@ -169,6 +169,7 @@ def notes(task: Extraction, net: Label, manifest: Manifest) -> dict[str, Any]:
     return {
         "version": _VERSION,
         **made,
+        "checkpoint": public(task.checkpoint),
         "seal": net.seal,
         "card": asdict(net.card),
         "data": manifest.fingerprint,

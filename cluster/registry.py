@@ -52,15 +52,19 @@ _SIGNATURE = ModelSignature(
 def register(uri: str, run: str, name: str, trained: Trained, tags: Mapping[str, str]) -> str:
     """The version of the registered model `name` that is this net, which has the alias `best` from then on.
 
-    A net, which its seal stands for, is registered once. `run`: that the net came from, which the model belongs to.
+    A net, which its seal stands for, is registered once, unless the modules change that go with it; its tags are set
+    anew. `run`: that the net came from, which the model belongs to.
     Raises ClusterError: MLflow cannot be reached or refuses; and what `onnx_file.write` raises.
     """
     try:
         client = connect(uri)
+        tags = {**tags, "seal": trained.seal, "program": _checksum()}
         found = _version(client, name, trained.seal)
         if found is None:
             with tempfile.TemporaryDirectory() as folder:
-                found = _add(client, run, name, trained, {**tags, "seal": trained.seal}, Path(folder))
+                found = _add(client, run, name, trained, tags, Path(folder))
+        for key, value in tags.items():  # it may have been tested anew
+            client.set_model_version_tag(name, found, key, value)
         client.set_registered_model_alias(name, ALIAS, found)
         return found
     except VerydeepError:
@@ -70,13 +74,13 @@ def register(uri: str, run: str, name: str, trained: Trained, tags: Mapping[str,
 
 
 def _version(client: MlflowClient, name: str, seal: str) -> str | None:
-    """The newest one of the net, if it is registered; makes the registered model if there is none."""
+    """The newest one of the net with these modules, if there is one; makes the registered model if there is none."""
     try:
         client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    found = client.search_model_versions(f"name = '{name}' and tag.seal = '{seal}'")
+    found = client.search_model_versions(f"name = '{name}' and tag.seal = '{seal}' and tag.program = '{_checksum()}'")
     return max((str(each.version) for each in found), key=int, default=None)
 
 
@@ -124,14 +128,21 @@ def _listed(items: list[tuple[str, object]]) -> dict[str, object]:
 
 def _package(folder: Path) -> Path:
     """The modules that classify, as a package in `folder`; its name changes with their content."""
-    files = [Path(str(module.__file__)) for module in _MODULES]
-    checksum = xxh3_64(b"".join(file.read_bytes() for file in files)).hexdigest()
-    package = folder / f"verydeep_{checksum}"
+    package = folder / f"verydeep_{_checksum()}"
     package.mkdir()
     (package / "__init__.py").touch()
-    for file in files:
+    for file in _files():
         shutil.copy(file, package)
     return package
+
+
+def _checksum() -> str:
+    """Of the modules that classify."""
+    return xxh3_64(b"".join(file.read_bytes() for file in _files())).hexdigest()
+
+
+def _files() -> list[Path]:
+    return [Path(str(module.__file__)) for module in _MODULES]
 
 
 def _example(side: int) -> bytes:

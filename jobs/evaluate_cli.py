@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from cluster.settings import ClusterSettings
 from cluster.views import Scales
 from pipelines.errors import DataError, SettingsError
-from pipelines.location import Location
+from pipelines.location import Location, public
 from pipelines.shards import DataSet
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _tracked(options: argparse.Namespace, name: str) -> Iterator[tuple["Tracker"
     try:
         run = tracker.open_run(name, None, {}, None)
         told = ("checkpoints", "data", "mode", "scales", "mirror")
-        tracker.parameters(run, {key: getattr(options, key) for key in told})
+        tracker.parameters(run, {key: public(str(getattr(options, key))) for key in told})
         with tracker.ending(run):
             yield tracker, run
     finally:

@@ -16,7 +16,7 @@ from jobs.store import REPORT, write_text
 from jobs.stored import Stored
 from jobs.summary import Lines
 from pipelines.errors import DataError, first_line
-from pipelines.location import Location
+from pipelines.location import Location, public
 from pipelines.shards import DataSet
 
 _PAIRS, _CLASSES, _MISTAKES = 20, 10, 24  # that are shown
@@ -68,7 +68,7 @@ def make(job: Stored, training: DataSet | None, validation: DataSet | None) -> s
         tables=tables.tables(job.results),
         by_scale=curves.by_scale([*job.results, *stored.single_scales(job)]),
         look=look_at_best(job, validation) if job.results else Look(),
-        settings=summary.public(job.job_text),
+        settings=public(job.job_text),
         versions={"Python": platform.python_version(), **{package: version(package) for package in _PACKAGES}},
         is_words=_is_words,
         share_text=tables.share_text,
@@ -89,7 +89,7 @@ def look_at_best(job: Stored, validation: DataSet | None) -> Look:
             look.title = summary.title(result)
             look.remarks = missing[:1] + look.remarks
             return look
-        missing.append(f"Of {summary.title(result)} there are no pictures: {summary.public(found)}.")
+        missing.append(f"Of {summary.title(result)} there are no pictures: {public(found)}.")
     return Look(remarks=missing[:1])
 
 
@@ -141,4 +141,4 @@ def _sheet(posteriors: Posteriors, found: Verdicts, validation: DataSet | None) 
     try:
         return mistakes.of_rows(rows, posteriors, found, validation), []
     except DataError as error:
-        return [], [f"The mistakes cannot be shown: {summary.public(first_line(error))}."]
+        return [], [f"The mistakes cannot be shown: {public(first_line(error))}."]

@@ -1,6 +1,5 @@
 """What a report says first of a job: how it stands, its main numbers, its data and its chain of stages."""
 
-import re
 from collections.abc import Iterator, Sequence
 from statistics import median
 
@@ -8,20 +7,10 @@ from cluster import schedule
 from jobs import tables
 from jobs.results import Result, scale_text
 from jobs.stored import Stored, StoredStage
+from pipelines.location import public
 from pipelines.shards import DataSet
 
 Lines = list[tuple[str, ...]]  # of a table, the head first
-
-_USER = re.compile(r"(?<=://)[^/\s]*@")
-# From the question mark to the next space, but for quotes, brackets and stops that end the URI. A name in a URI's path
-# may have spaces.
-_OPTIONS = re.compile(r"(://(?:[^\s?]*(?=\?)|[^\n?]*(?=\?[^\s=?]+=)))\?\S*?([\])}'\",:;.]*)(?!\S)")
-
-
-def public(text: str) -> str:
-    """Without what may be secret in URIs, anywhere in a text: a user's name and key, and options. Rather too much is
-    left out than too little."""
-    return _OPTIONS.sub(r"\1\2", _USER.sub("", text))
 
 
 def status(job: Stored) -> Iterator[str]:

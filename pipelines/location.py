@@ -8,6 +8,7 @@ exception, so all of the content has to be there before the first byte is writte
 import errno
 import logging
 import os
+import re
 import tempfile
 import threading
 import time
@@ -38,6 +39,11 @@ _REFUSED = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATU
 _ASIDE = ".part"
 _PIECE_BYTES = 16 << 20
 _ABANDONED_SECONDS = 3600  # after which a file written aside is taken for what an interrupted write left
+
+_USER = re.compile(r"(?<=://)[^/\s]*@")
+# From the question mark to the next space, but for quotes, brackets and stops that end the URI. A name in a URI's path
+# may have spaces.
+_OPTIONS = re.compile(r"(://(?:[^\s?]*(?=\?)|[^\n?]*(?=\?[^\s=?]+=)))\?\S*?([\])}'\",:;.]*)(?!\S)")
 
 log = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -247,6 +253,12 @@ class Location:
 def legible(text: str) -> str:
     """With escapes in the place of bytes that are no UTF-8, which file names may hold."""
     return text.encode(errors="backslashreplace").decode()
+
+
+def public(text: str) -> str:
+    """Without what may be secret in URIs, anywhere in a text: a user's name and key, and options. Rather too much is
+    left out than too little."""
+    return _OPTIONS.sub(r"\1\2", _USER.sub("", text))
 
 
 def _if_there(delete: Callable[[], None], place: Location) -> None:

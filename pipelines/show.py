@@ -1,6 +1,5 @@
 """What the net is fed, to look at: crops as the loader delivers them, and where in their images they come from."""
 
-import re
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from pipelines import augment
 from pipelines.augment import Draws, Ints, Recipe
 from pipelines.errors import SettingsError
 from pipelines.loader import TrainingBatches, ValidationBatches
+from pipelines.location import public
 from pipelines.order import Order
 from pipelines.schema import Statistics
 from pipelines.shards import DataSet
@@ -126,7 +126,7 @@ def cells(data: DataSet, view: View) -> list[Cell]:
 def header(data: DataSet, view: View, shown: int) -> list[str]:
     """What a sheet of `shown` cells shows, in parts."""
     manifest = data.manifest
-    parts = [_public(str(data.location)), f"{shown} of {manifest.rows} images, {len(manifest.classes)} classes"]
+    parts = [public(str(data.location)), f"{shown} of {manifest.rows} images, {len(manifest.classes)} classes"]
     low, high = _recipe(data, view).scale
     parts += [f"S {low}" if low == high else f"S {low} to {high}", f"crop {view.crop}"]
     if not _trains(data):
@@ -191,8 +191,3 @@ def _origins(data: DataSet, view: View, rows: Ints, draws: Draws, widths: Ints, 
 def _box(corners: NDArray[np.float64] | Ints) -> Box:
     top, left, bottom, right = (float(v) for v in corners)
     return left, top, right, bottom
-
-
-def _public(place: str) -> str:
-    """A place without what may be secret in its URI: a user's name and key, and options."""
-    return re.sub(r"//[^/]*@", "//", place.partition("?")[0]) if "://" in place else place

@@ -23,7 +23,7 @@ from jobs.cli import main
 from jobs.results import Result, Subject
 from jobs.store import DONE, JOB, REPORT, RESULTS, STAGES, TESTS, read_json, write_json, write_text
 from pipelines.errors import DataError
-from pipelines.location import Location
+from pipelines.location import Location, public
 from pipelines.shards import DataSet
 from tests.cluster.test_checkpoint import made, save
 from tests.jobs.finished import scores_of
@@ -280,7 +280,7 @@ def test_a_page_that_cannot_be_written_is_told_of_before_it_is_made(
     ],
 )
 def test_what_may_be_secret_in_a_uri_is_not_on_the_page(text: str, shown: str) -> None:
-    assert summary.public(text) == shown
+    assert public(text) == shown
 
 
 def test_what_is_told_of_stages_and_pictures_has_no_secrets(run: Path) -> None:

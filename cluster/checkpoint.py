@@ -9,6 +9,7 @@ can be read alone. `writer` writes them, whole or not at all, and damage is foun
 
 import json
 import logging
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from cluster import sealed
+from cluster import sealed, vgg
 from cluster.metrics import Totals
 from cluster.vgg import VGG
 from pipelines.errors import CheckpointError, DamagedError, first_line
@@ -72,7 +73,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Card:
-    """What using a net takes: its shape, the classes' names, and the preprocessing that it was trained with."""
+    """What using a net takes: its shape, the classes' names, and the preprocessing that it was trained with.
+
+    Raises ValueError: there is no such net, or no image could be prepared for it.
+    """
 
     net: str
     classes: tuple[str, ...]
@@ -83,6 +87,13 @@ class Card:
     scale: tuple[int, int]
     flip: bool
     batch_norm: bool = False
+
+    def __post_init__(self) -> None:
+        vgg.check(self.net, len(self.classes), self.input_size, self.width)
+        if not all(map(math.isfinite, self.mean_rgb)) or not 0 < self.pixel_std < math.inf:
+            raise ValueError(f"pixels less {self.mean_rgb} over {self.pixel_std} are no input")
+        if not self.input_size <= self.scale[0] <= self.scale[1]:
+            raise ValueError(f"S of {self.scale} is none for an input of {self.input_size} pixels")
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> "Card":

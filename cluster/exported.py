@@ -34,7 +34,10 @@ def texts(note: Note) -> dict[str, str]:
 
 
 def read(content: Any) -> Note:
-    """Of what `texts` made. Raises CheckpointError, without the file's name."""
+    """Of what `texts` made. Raises CheckpointError, without the file's name.
+
+    A net is made of it without memory, in which torch has errors of its own for sizes that cannot be counted.
+    """
     if not isinstance(content, Mapping) or content.get(KEY) != VERSION:
         raise CheckpointError("written by another version of the program")
     try:
@@ -43,5 +46,5 @@ def read(content: Any) -> Note:
         with torch.device("meta"):
             note.card.build()
         return note
-    except (KeyError, TypeError, ValueError, ValidationError) as error:
+    except (KeyError, TypeError, ValueError, ValidationError, OverflowError, RuntimeError) as error:
         raise CheckpointError("what it says of its net cannot be read") from error

@@ -5,6 +5,8 @@ import hashlib
 import pickle
 import re
 import warnings
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +66,7 @@ def _unpickled(path: Path, mapped: bool, place: Location) -> Any:
     of them. Scripts' arguments, a Namespace of plain values, often stand beside a state dict."""
     with path.open("rb") as file:
         mapped = mapped and file.read(len(ZIP)) == ZIP
+    _whole(path, place)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
@@ -82,6 +85,20 @@ def _unpickled(path: Path, mapped: bool, place: Location) -> Any:
         ) from error
 
 
+def _whole(path: Path, place: Location) -> None:
+    """torch.load does not compare the checksums that torch.save writes. Raises DamagedError."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as file:
+            summed = any(part.CRC for part in file.infolist())  # torch.serialization.set_crc32_options turns them off
+            bad = file.testzip() if summed else None
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise DamagedError(f"{place}: damaged: {first_line(error)}") from error
+    if bad is not None:
+        raise DamagedError(f"{place}: damaged: the checksum of {bad} is not that of its content")
+
+
 def _state(content: Any, place: Location) -> Mapping[str, Tensor]:
     inside = (content.get(key) for key in _UNDER) if isinstance(content, Mapping) else ()
     for state in (content, *inside):
@@ -91,7 +108,10 @@ def _state(content: Any, place: Location) -> Mapping[str, Tensor]:
 
 
 def _plain(value: object) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
+    """Numbers, one beside the other; tensors on the device `meta` have none."""
+    if not isinstance(value, Tensor) or value.is_meta or value.is_nested:
+        return False
+    return value.layout == torch.strided and not value.is_quantized
 
 
 def _unwrapped(state: Mapping[str, Tensor], copied: bool = False) -> dict[str, Tensor]:

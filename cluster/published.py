@@ -78,7 +78,7 @@ def card_of(state: State) -> Card:
 
 def weights_of(state: State, card: Card) -> dict[str, Tensor]:
     """Under our names, in float32. Raises CheckpointError if they are not those of the card's net, naming the first."""
-    layers = names(card.net, card.batch_norm)
+    layers = _layers(card)
     found = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     if card.batch_norm:  # torch counts batches since its version 0.4.1 only
         counts = (f"{theirs}.num_batches_tracked" for own, theirs in layers.items() if own.startswith("bn"))
@@ -109,14 +109,18 @@ def coloured(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def state_of(weights: State, card: Card) -> dict[str, Tensor]:
     """Weights of ours in this layout. Raises CheckpointError: there is none for the net's configuration."""
-    if card.net not in NETS:
-        raise CheckpointError(f"torchvision has no nets of configuration {card.net}, only of {', '.join(NETS)}")
-    return renamed(weights, names(card.net, card.batch_norm))
+    return renamed(weights, _layers(card))
 
 
 def title(card: Card) -> str:
     """torchvision's name of such a net."""
     return f"{NETS[card.net]}{'_bn' if card.batch_norm else ''}"
+
+
+def _layers(card: Card) -> dict[str, str]:
+    if card.net not in NETS:
+        raise CheckpointError(f"torchvision has no nets of configuration {card.net}, only of {', '.join(NETS)}")
+    return names(card.net, card.batch_norm)
 
 
 def _shape(state: State, layer: str, dimensions: int) -> tuple[int, ...]:
@@ -125,6 +129,8 @@ def _shape(state: State, layer: str, dimensions: int) -> tuple[int, ...]:
         raise CheckpointError(f"it lacks {layer}.weight")
     if weight.dim() != dimensions:
         raise CheckpointError(f"{layer}.weight has {weight.dim()} dimensions, not {dimensions}")
+    if not weight.numel():
+        raise CheckpointError(f"{layer}.weight is empty, {tuple(weight.shape)}")
     return tuple(weight.shape)
 
 

@@ -6,6 +6,7 @@
 Layers are called as in the paper: conv3_2 is the second convolution of the third block, fc1 to fc3 follow.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -72,12 +73,7 @@ class VGG(nn.Module):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        if net not in CONFIGURATIONS:
-            raise ValueError(f"net {net!r} is not one of {', '.join(CONFIGURATIONS)}")
-        if input_size <= 0 or input_size % STRIDE:
-            raise ValueError(f"input_size {input_size} is not a multiple of {STRIDE}")
-        if classes < 1 or width <= 0:
-            raise ValueError(f"classes ({classes}) and width ({width}) must be positive")
+        check(net, classes, input_size, width)
         self.net, self.classes, self.input_size, self.width = net, classes, input_size, width
         self.batch_norm = batch_norm
         *block_widths, hidden = hidden_widths(width)
@@ -151,6 +147,16 @@ class DenseVGG(nn.Module):
         windows = net.features(images).unfold(2, side, 1).unfold(3, side, 1)  # (N, C, h, w, side, side)
         x = windows.permute(0, 2, 3, 1, 4, 5).flatten(3)
         return F.relu(net.fc2(F.relu(net.fc1(x))))
+
+
+def check(net: str, classes: int, input_size: int, width: float) -> None:
+    """Raises ValueError: there is no such net."""
+    if net not in CONFIGURATIONS:
+        raise ValueError(f"net {net!r} is not one of {', '.join(CONFIGURATIONS)}")
+    if input_size <= 0 or input_size % STRIDE:
+        raise ValueError(f"input_size {input_size} is not a multiple of {STRIDE}")
+    if classes < 1 or not 0 < width < math.inf:
+        raise ValueError(f"classes ({classes}) and width ({width}) must be positive")
 
 
 def hidden_widths(width: float) -> tuple[int, ...]:

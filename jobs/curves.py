@@ -1,6 +1,6 @@
 """What a job came to, as curves: its epochs, and its tests against the scale of the images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,8 @@ from jobs.results import Result
 from jobs.stored import StoredStage
 
 SERIES_MOST = 6  # in a picture of error against Q
+
+Tested = tuple[str, str, bool]  # a net, the mode, and whether mirror images were looked at, too
 
 _SERIES = ((BLUE, "o"), (VERMILION, "s"), (GREEN, "^"), (PURPLE, "D"), (ORANGE, "v"), (BLACK, "P"))
 
@@ -124,7 +126,7 @@ def by_scale(results: Sequence[Result]) -> Picture | None:
     """Top-1 error against Q, of nets that were tested at several Q or at one and an average; None if there are none.
 
     Bars are 95 % confidence intervals. An average over several Q is a level line as long as their range. Of results of
-    the same net, mode and Q the first is taken.
+    the same net, mode, mirror images and Q the first is taken.
     """
     drawn = series(results)
     if not drawn:
@@ -133,9 +135,9 @@ def by_scale(results: Sequence[Result]) -> Picture | None:
     aside = (max(every) - min(every)) / 90
     with drawing((SIZE[0], SIZE[1] + 0.2 * len(drawn))) as (figure, svg):
         axes = figure.subplots()
-        for number, ((name, mode), found) in enumerate(drawn.items()):
+        for number, (tested, found) in enumerate(drawn.items()):
             shift = (number - (len(drawn) - 1) / 2) * aside
-            _draw_series(axes, found, _SERIES[number], shift, aside, f"{name}, {mode}")
+            _draw_series(axes, found, _SERIES[number], shift, aside, _label(tested, drawn))
         axes.set(xlabel="Q, shorter side of the test images in pixels", ylabel="top-1 error in %")
         axes.set_xticks(sorted(every))
         axes.grid(axis="y")
@@ -143,6 +145,13 @@ def by_scale(results: Sequence[Result]) -> Picture | None:
         handles = [handle for handle in axes.get_legend_handles_labels()[0] if handle is not average]
         figure.legend(handles=[*handles, average], loc="outside lower center", ncols=1)
         return Picture(svg(), "Top-1 error against the scale of the test images; the tables have the numbers.")
+
+
+def _label(tested: Tested, drawn: Container[Tested]) -> str:
+    """The mirror images are named where only they tell two apart."""
+    name, mode, mirror = tested
+    how = ", mirrored" if mirror else ", not mirrored"
+    return f"{shortened(name, 40)}, {mode}" + how * ((name, mode, not mirror) in drawn)
 
 
 def _draw_series(
@@ -162,13 +171,13 @@ def _draw_series(
         axes.errorbar(middle, value, reach, color=colour, marker=marker, markerfacecolor="white", capsize=3)
 
 
-def series(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
-    """By net and mode, the best ones."""
-    found: dict[tuple[str, str], dict[tuple[int, ...], Result]] = {}
+def series(results: Sequence[Result]) -> dict[Tested, list[Result]]:
+    """The best ones."""
+    found: dict[Tested, dict[tuple[int, ...], Result]] = {}
     for result in results:
         if len(result.subjects) == 1:
             subject = result.subjects[0]
-            found.setdefault((subject.model, result.mode), {}).setdefault(subject.scales, result)
+            found.setdefault((subject.model, result.mode, subject.mirror), {}).setdefault(subject.scales, result)
     several = {key: list(each.values()) for key, each in found.items() if len(each) > 1}
     best = sorted(several, key=lambda key: max(result.totals.accuracy for result in several[key]), reverse=True)
     return {key: several[key] for key in several if key in best[:SERIES_MOST]}

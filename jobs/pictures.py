@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK = (
     "#56b4e9",
     "#000000",
 )  # fmt: skip; Okabe and Ito 2008: told apart by colour-blind people
+_NOT_XML = re.compile("[^\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 GREY, SHADE, INK = "#8a8f98", "#f3f5f8", "#24292f"
 _STYLE = {
     "font.size": FONT,
@@ -136,5 +138,6 @@ def reliability(found: Calibration) -> Picture:
 
 
 def shortened(text: str, most: int) -> str:
-    text = " ".join(text.split())
+    """On one line, in characters that XML allows."""
+    text = _NOT_XML.sub("\ufffd", " ".join(text.split()))
     return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -89,7 +89,7 @@ def look_at_best(job: Stored, validation: DataSet | None) -> Look:
             look.title = summary.title(result)
             look.remarks = missing[:1] + look.remarks
             return look
-        missing.append(f"Of {summary.title(result)} there are no pictures: {found}.")
+        missing.append(f"Of {summary.title(result)} there are no pictures: {summary.public(found)}.")
     return Look(remarks=missing[:1])
 
 
@@ -141,4 +141,4 @@ def _sheet(posteriors: Posteriors, found: Verdicts, validation: DataSet | None) 
     try:
         return mistakes.of_rows(rows, posteriors, found, validation), []
     except DataError as error:
-        return [], [f"The mistakes cannot be shown: {first_line(error)}."]
+        return [], [f"The mistakes cannot be shown: {summary.public(first_line(error))}."]

@@ -1,9 +1,10 @@
 """What the tests of a job, or of `verydeep evaluate`, came to; kept as JSON beside the posteriors."""
 
-import json
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from cluster import posteriors
 from cluster.metrics import Totals
@@ -50,6 +51,9 @@ class Result:
         return "+".join(subject.model for subject in self.subjects)
 
 
+_RESULTS = TypeAdapter(list[Result])
+
+
 def scale_text(scale: tuple[int, int]) -> str:
     """`256`, or `256 to 512`."""
     return str(scale[0]) if scale[0] == scale[1] else f"{scale[0]} to {scale[1]}"
@@ -77,18 +81,12 @@ def to_json(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def from_json(content: dict[str, Any]) -> list[Result]:
-    """Raises ValueError, KeyError or TypeError if it is not what `to_json` makes."""
-    content = json.loads(json.dumps(content))
-    return [
-        Result(
-            raw["test"],
-            tuple(
-                Subject(**{**s, **{key: tuple(s[key]) for key in ("trained", "scales", "posteriors")}})
-                for s in raw["subjects"]
-            ),
-            raw["mode"],
-            raw["classes"],
-            Totals(**raw["totals"]),
-        )
-        for raw in content["results"]
-    ]
+    """Raises ValueError or KeyError if it is not what `to_json` makes."""
+    found = _RESULTS.validate_python(content["results"])
+    for result in found:
+        totals = result.totals
+        if not result.subjects or not all(subject.scales for subject in result.subjects) or totals.images < 1:
+            raise ValueError(f"{result.test}: a result of no net, no scale or no image")
+        if not 0 <= totals.top1 <= totals.top5 <= totals.images:
+            raise ValueError(f"{result.test}: more images are right than were tested")
+    return found

@@ -15,6 +15,8 @@ import uuid
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from cluster import checkpoint
 from cluster.checkpoint import Epoch, Progress
 from pipelines.errors import CheckpointError, ClusterError, DataError, first_line
@@ -22,6 +24,8 @@ from pipelines.location import Location
 
 JOB, STAGES, DONE = "job.yaml", "stages.json", "done.json"
 RESULTS, TESTS, REPORT = "results.json", "tests", "report.html"
+
+_EPOCHS = TypeAdapter(list[Epoch])
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class StageFolder:
         content = read_json(self.path / DONE)
         if content is None or content.get("key") != self.key:
             return None
-        finished = Finished(self.path / content["delivered"], [Epoch(**epoch) for epoch in content["epochs"]])
+        finished = Finished(self.path / content["delivered"], epochs_of(content))
         return finished if finished.delivered.exists() else None
 
     def progress(self) -> Progress:
@@ -71,6 +75,11 @@ class Finished:
     def accuracy(self) -> float:
         """On the validation set, of the best epoch."""
         return max(epoch.validation_accuracy for epoch in self.epochs)
+
+
+def epochs_of(done: dict[str, Any]) -> list[Epoch]:
+    """Out of a done.json. Raises ValueError or KeyError if it is not what `StageFolder.finish` writes."""
+    return _EPOCHS.validate_python(done["epochs"])
 
 
 @dataclass(frozen=True)

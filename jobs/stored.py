@@ -10,17 +10,18 @@ from cluster.checkpoint import Epoch
 from cluster.posteriors import Posteriors
 from cluster.settings import StageSettings
 from cluster.views import Mode
-from jobs import graph, results, schema
+from jobs import current, graph, results, schema
 from jobs.results import Result, Subject
 from jobs.schema import Job
-from jobs.store import DONE, JOB, RESULTS, STAGES, TESTS, StageFolder, Store, read_json, read_text
+from jobs.store import DONE, JOB, RESULTS, STAGES, TESTS, StageFolder, Store, epochs_of, read_json, read_text
 from pipelines.errors import CheckpointError, DataError, SettingsError, first_line
 from pipelines.location import Location
 
 
 @dataclass(frozen=True)
 class StoredStage:
-    """`epochs`: those that are done. `problem`: why they could not be read, if so."""
+    """`epochs`: those that are done. `problem`: why they, or the net, could not be read, if so. `seal`: of the net that
+    it delivers, if it has finished."""
 
     name: str
     settings: StageSettings
@@ -28,6 +29,7 @@ class StoredStage:
     finished: bool
     changed: datetime | None
     problem: str | None = None
+    seal: str | None = None
 
     @property
     def delivered(self) -> int:
@@ -50,13 +52,15 @@ class StoredStage:
 
 @dataclass(frozen=True)
 class Stored:
-    """`stages`: each after the one that it starts from."""
+    """`stages`: each after the one that it starts from. `results`: of the job's tests and nets as they are now; `old`:
+    the others, and why they are not."""
 
     root: Location
     job: Job
     job_text: str
     stages: list[StoredStage]
     results: list[Result]
+    old: list[tuple[Result, str]]
     tested: datetime | None
 
     @property
@@ -66,7 +70,12 @@ class Stored:
     @property
     def finished(self) -> bool:
         """With all tests."""
-        return not self.unfinished and {result.test for result in self.results} >= set(self.job.evaluations)
+        return not self.unfinished and not self.untested
+
+    @property
+    def untested(self) -> list[str]:
+        """The names of tests that have not been carried out, or not as they are now."""
+        return current.untested(self.job, self.results)
 
     @property
     def changed(self) -> datetime | None:
@@ -95,7 +104,10 @@ def read(store: Store) -> Stored:
         )
     order = graph.in_order({name: stage.init.source for name, stage in job.stages.items()})
     stages = [_stage(folders[name], job.stages[name]) for name in order]
-    return Stored(store.root, job, text, stages, _results(store.root / RESULTS), (store.root / RESULTS).changed())
+    seals = {stage.name: stage.seal for stage in stages}
+    judged = [(found, current.why_old(found, job, seals)) for found in _results(store.root / RESULTS)]
+    shown, old = [found for found, why in judged if why is None], [(found, why) for found, why in judged if why]
+    return Stored(store.root, job, text, stages, shown, old, (store.root / RESULTS).changed())
 
 
 def _stage(folder: StageFolder, settings: StageSettings) -> StoredStage:
@@ -104,15 +116,22 @@ def _stage(folder: StageFolder, settings: StageSettings) -> StoredStage:
     finished = content is not None and content.get("key") == folder.key
     try:
         if content is not None and finished:
-            epochs = [Epoch(**raw) for raw in content["epochs"]]
-            return StoredStage(folder.name, settings, epochs, True, done.changed())
+            stage = StoredStage(folder.name, settings, epochs_of(content), True, done.changed())
+            return _with_seal(stage, folder.path / content["delivered"])
         epochs, files = checkpoint.progress(folder.path).epochs, checkpoint.files_of(folder.path)
         changed = files[max(files)].changed() if files else None
         return StoredStage(folder.name, settings, epochs, False, changed)
-    except (KeyError, TypeError):
-        return StoredStage(folder.name, settings, [], finished, None, f"{done}: written by another version")
     except CheckpointError as error:
         return StoredStage(folder.name, settings, [], finished, None, first_line(error))
+    except (KeyError, TypeError, ValueError):
+        return StoredStage(folder.name, settings, [], finished, None, f"{done}: damaged, or of another version")
+
+
+def _with_seal(stage: StoredStage, delivered: Location) -> StoredStage:
+    try:
+        return replace(stage, seal=checkpoint.read_head(delivered).seal)
+    except CheckpointError as error:
+        return replace(stage, problem=first_line(error))
 
 
 def _results(place: Location) -> list[Result]:

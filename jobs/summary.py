@@ -12,27 +12,35 @@ from pipelines.shards import DataSet
 
 Lines = list[tuple[str, ...]]  # of a table, the head first
 
+_USER = re.compile(r"(?<=://)[^/\s]*@")
+# From the question mark to the next space, but for quotes, brackets and stops that end the URI. A name in a URI's path
+# may have spaces.
+_OPTIONS = re.compile(r"(://(?:[^\s?]*(?=\?)|[^\n?]*(?=\?[^\s=?]+=)))\?\S*?([\])}'\",:;.]*)(?!\S)")
+
 
 def public(text: str) -> str:
-    """Without what may be secret in URIs: a user's name and key, and options."""
-    return re.sub(r"(\w://)(?:[^/\s@]*@)?([^\s?,}'\"]*)(?:\?[^\s,}'\"]*)?", r"\1\2", text)
+    """Without what may be secret in URIs, anywhere in a text: a user's name and key, and options. Rather too much is
+    left out than too little."""
+    return _OPTIONS.sub(r"\1\2", _USER.sub("", text))
 
 
 def status(job: Stored) -> Iterator[str]:
     """What is to be known before anything else is read."""
-    for stage in job.unfinished:
-        done = (
-            f"{len(stage.epochs)} of at most {stage.settings.epochs} epochs are done"
-            if stage.epochs
-            else "no epoch is done"
-        )
-        yield f"Stage {stage.name} has not finished: {stage.problem or done}."
-    tested = {result.test for result in job.results}
-    if waiting := [name for name in job.job.evaluations if name not in tested]:
-        yield f"Not tested yet: {', '.join(waiting)}."
-    old = {stage.name for stage in job.unfinished} & {s.model for result in job.results for s in result.subjects}
-    if old:
-        yield f"The tests of {', '.join(sorted(old))} are of an earlier run, with other settings."
+    for stage in job.stages:
+        problem = stage.problem and public(stage.problem)
+        if not stage.finished:
+            yield f"Stage {stage.name} has not finished: {problem or _done(stage)}."
+        elif problem:
+            yield f"Stage {stage.name} has finished, but: {problem}."
+    if job.untested:
+        yield f"Not tested yet: {', '.join(job.untested)}."
+    for result, why in job.old:
+        yield f"Left out, {title(result)} of the test {result.test}: {why}."
+
+
+def _done(stage: StoredStage) -> str:
+    done = f"{len(stage.epochs)} of at most {stage.settings.epochs} epochs are done"
+    return done if stage.epochs else "no epoch is done"
 
 
 def tiles(job: Stored) -> Iterator[tuple[str, str, str]]:
@@ -57,10 +65,10 @@ def _error(right: int, images: int, remark: str) -> tuple[str, str]:
 
 
 def title(result: Result) -> str:
-    """`e-jitter, dense, Q 256 384 512`"""
+    """`e-jitter, dense, Q 256 384 512, mirrored`"""
     names = " + ".join(subject.model for subject in result.subjects)
     scales = " + ".join(dict.fromkeys(" ".join(map(str, subject.scales)) for subject in result.subjects))
-    return f"{names}, {result.mode}, Q {scales}"
+    return f"{names}, {result.mode}, Q {scales}" + ", mirrored" * all(subject.mirror for subject in result.subjects)
 
 
 def facts(job: Stored, training: DataSet | None, validation: DataSet | None) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import keys
+from pipelines import keys, still
 from pipelines.keys import Purpose
 from pipelines.schema import Statistics
 
@@ -116,9 +116,11 @@ def dense_windows(sizes: Ints, stride: int) -> Ints:
     """(n, 2) heights and widths of the middle of rescaled images that a net of total stride `stride` sees.
 
     Its pools round down, so up to `stride` - 1 pixels at the right and the bottom would go unseen; cutting as much
-    from all sides instead keeps the middle in the middle, and an image's mirror image its mirror image.
+    from all sides instead keeps the middle in the middle, and an image's mirror image its mirror image. Of an elongated
+    image the longer side is cut to what memory is meant for, see `still.longest`.
     """
-    return sizes // stride * stride
+    most = np.array([still.longest(shorter) for shorter in sizes.min(axis=1).tolist()], np.int64)
+    return np.minimum(sizes, most[:, None]) // stride * stride
 
 
 def grid_corners(sizes: Ints, crop: int, per_side: int = 5) -> Ints:

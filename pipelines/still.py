@@ -3,7 +3,8 @@ are served where this program is not installed, which hold a copy of this file. 
 
 Its pixels are those of `loader.WholeBatches`: decoded to RGB with EXIF orientation ignored, the shorter side rescaled
 by an antialiased linear filter, which is a triangle of one source pixel to each side, or of as many as an output pixel
-covers, if that is more (see `resample`), the middle cut out, and the mean subtracted.
+covers, if that is more (see `resample`), the middle cut out, and the mean subtracted. Of an image that is so elongated
+that it would become larger than any memory, such as one of 1 x 8000 pixels, it is a shorter middle.
 """
 
 import io
@@ -16,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 Floats = NDArray[np.float32]
 
-_MOST_PIXELS = 1 << 24  # after the rescale; 64 times the area of the paper's largest inputs
+MOST_PIXELS = 1 << 24  # after the rescale; 64 times the area of the paper's largest inputs
 
 
 class Unreadable(ValueError):
@@ -32,10 +33,11 @@ def prepare(encoded: bytes, shorter: int, mean_rgb: Sequence[float], pixel_std: 
     pixels = decode(encoded)
     height, width = pixels.shape[:2]
     rows, columns = (_rescaled(side, min(height, width), shorter) for side in (height, width))
-    if rows * columns > _MOST_PIXELS:
+    seen_rows, seen_columns = (min(side, longest(shorter)) // stride * stride for side in (rows, columns))
+    if seen_rows * seen_columns > MOST_PIXELS:
         raise Unreadable(f"an image of {width} x {height} pixels would become one of {columns} x {rows}")
-    down = _resampled(pixels, rows, stride)
-    middle = _resampled(np.ascontiguousarray(down.swapaxes(0, 1)), columns, stride)  # (W, H, 3)
+    down = _resampled(pixels, rows, seen_rows)
+    middle = _resampled(np.ascontiguousarray(down.swapaxes(0, 1)), columns, seen_columns)  # (W, H, 3)
     tensor = (middle.T - np.asarray(mean_rgb, np.float32)[:, None, None]) / np.float32(pixel_std)
     return np.ascontiguousarray(tensor, np.float32)
 
@@ -60,17 +62,22 @@ def _of_bytes(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
 
 
+def longest(shorter: int) -> int:
+    """Pixels of an image's longer side that are looked at, if the shorter one has `shorter`; of a square always all."""
+    return max(shorter, MOST_PIXELS // shorter)
+
+
 def _rescaled(side: int, smallest: int, shorter: int) -> int:
     """A half is rounded up."""
     return (2 * side * shorter + smallest) // (2 * smallest)
 
 
-def _resampled(pixels: NDArray[np.uint8] | Floats, rescaled: int, stride: int) -> Floats:
+def _resampled(pixels: NDArray[np.uint8] | Floats, rescaled: int, n: int) -> Floats:
     """(n, ...) of (size, ...): along the first axis, the middle n of `rescaled` output pixels.
 
     Pixels beyond the border are those at the border.
     """
-    size, n = len(pixels), rescaled // stride * stride
+    size = len(pixels)
     step = size / rescaled
     radius = max(1.0, step)
     centres = ((rescaled - n) // 2 + np.arange(n) + 0.5) * step - 0.5

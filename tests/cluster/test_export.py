@@ -1,7 +1,10 @@
 """Nets exported and read again, by this program and by others."""
 
+import json
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -10,8 +13,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from cluster import checkpoint, export, init, nets
+from cluster import checkpoint, export, exported, init, nets, published, sealed
 from cluster.checkpoint import Card, Progress
+from cluster.exported import Note
 from cluster.nets import Trained
 from cluster.vgg import CONFIGURATIONS
 from pipelines.errors import CheckpointError, SettingsError
@@ -22,6 +26,24 @@ from tests.cluster.test_nets import by_safetensors, by_torch, fed, loaded
 
 CARD = Card("A", ("ant", "bée", "cat"), 64, 0.03, (120.5, 110.25, 90.0), 37.5, (64, 96), flip=False)
 PIXELS = torch.randint(256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(1)).float()
+
+IMPOSSIBLE: list[dict[str, object]] = [
+    {"width": float("inf")},
+    {"width": float("nan")},
+    {"width": 1e15},
+    {"width": 0},
+    {"input_size": 0},
+    {"input_size": -32},
+    {"input_size": 32 * 10**12},
+    {"pixel_std": 0},
+    {"pixel_std": float("nan")},
+    {"mean_rgb": [float("nan"), 1.0, 1.0]},
+    {"scale": [0, 0]},
+    {"scale": [-5, -5]},
+    {"scale": [96, 64]},
+    {"classes": []},
+    {"net": "F"},
+]
 
 
 def net(card: Card = CARD, **changes: object) -> Trained:
@@ -149,6 +171,30 @@ def test_a_note_that_does_not_fit_the_weights_is_refused(tmp_path: Path) -> None
         torch.save(state, tmp_path / "x.pth")
         with pytest.raises(CheckpointError, match=r"x\.pth: written by another version of the program"):
             nets.load(Location.of(tmp_path / "x.pth"))
+
+
+@pytest.mark.parametrize(
+    ("change", "ending"),
+    [
+        *product(IMPOSSIBLE, (".pth", ".safetensors")),
+        ({"net": "C"}, ".pth"),
+        ({"net": "A-LRN"}, ".pth"),
+    ],
+)
+def test_a_note_of_a_net_that_cannot_be_is_a_line(change: dict[str, object], ending: str, tmp_path: Path) -> None:
+    place, kept = Location.of(tmp_path / f"x{ending}"), net()
+    note = exported.texts(Note(kept.card))
+    note["card"] = json.dumps({**json.loads(note["card"]), **change})
+    if ending == ".pth":
+        state = OrderedDict(published.state_of(kept.weights, kept.card))
+        state._metadata = OrderedDict({exported.KEY: note})  # type: ignore[attr-defined]
+        torch.save(state, place.path)
+    else:
+        place.write(*sealed.pack(kept.weights, note))
+    for read in (nets.load, nets.look):
+        with pytest.raises(CheckpointError, match=rf"x\{ending}: ") as raised:
+            read(place)
+        assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["A-LRN", "C"])

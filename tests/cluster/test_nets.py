@@ -177,6 +177,9 @@ def other(key: str, value: Tensor) -> Callable[[State], Any]:
         (other("classifier.3.bias", torch.ones(123, dtype=torch.int8)), r"classifier.3.bias is of type torch.int8, in"),
         (other("classifier.6.weight", torch.ones(7)), "classifier.6.weight has 1 dimensions, not 2"),
         (other("features.3.weight", torch.ones(4, 2, 1, 1)), r"features.3.weight is \(4, 2, 1, 1\), in vgg11"),
+        (other("classifier.6.weight", torch.ones(0, 123)), r"classifier.6.weight is empty, \(0, 123\)"),
+        (other("features.18.weight", torch.ones(0, 15, 3, 3)), r"features.18.weight is empty, \(0, 15, 3, 3\)"),
+        (lambda state: {key: value.to("meta") for key, value in state.items()}, "holds no net's tensors"),
     ],
 )
 def test_what_is_no_such_net_is_told_in_a_line(change: Callable[[State], Any], reason: str, tmp_path: Path) -> None:
@@ -207,6 +210,27 @@ def test_a_file_cut_off_is_told_in_a_line(
         read(Location.of(tmp_path / "x.pth"))
     assert str(raised.value).startswith(f"{tmp_path / 'x.pth'}: ")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("read", [nets.load, nets.look])
+def test_a_bit_that_flips_in_a_file_of_torchs_is_found(read: Callable[[Location], Any], tmp_path: Path) -> None:
+    """Where tensors lie, of which torch compares no checksums."""
+    state, file = layout.random("A", 4, 0.03, side=1).state_dict(), tmp_path / "x.pth"
+    by_torch(state, file)
+    content = file.read_bytes()
+    for name in ("features.0.weight", "classifier.3.weight", "classifier.6.bias"):
+        at = content.index(state[name].numpy().tobytes()) + 2
+        file.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+        with pytest.raises(CheckpointError, match=r"x\.pth: damaged: the checksum of \S+ is not that of its content"):
+            read(Location.of(file))
+
+
+def test_a_file_that_was_written_without_checksums_loads(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        loaded(layout.random("A", 4, 0.03, side=1).state_dict(), tmp_path / "x.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster import posteriors
-from cluster.checkpoint import Epoch
+from cluster import checkpoint, posteriors
+from cluster.checkpoint import Epoch, Progress
 from cluster.posteriors import Posteriors
 from cluster.views import TestMode
 from jobs import check, results, schema
 from jobs.results import Result, Subject
-from jobs.store import DONE, JOB, RESULTS, TESTS, Store, write_json, write_text
+from jobs.store import DONE, JOB, RESULTS, TESTS, StageFolder, Store, write_json, write_text
 from pipelines.shards import DataSet
+from tests.cluster.test_checkpoint import made, save
 
 JOB_FILE = """name: kinds
 data: {{train: {train}, val: {val}}}
@@ -51,7 +52,9 @@ def scores_of(model: str, mode: str, scale: int, data: DataSet) -> Posteriors:
     return Posteriors(names, labels, scores, data.manifest.classes, data.manifest.fingerprint, (3,), origin)
 
 
-def result(test: str, models: dict[str, tuple[int, ...]], mode: TestMode, folder: Store, data: DataSet) -> Result:
+def result(
+    test: str, models: dict[str, tuple[int, ...]], mode: TestMode, folder: Store, data: DataSet, seals: dict[str, str]
+) -> Result:
     """Tested, its posteriors kept. `models`: the Q of each."""
     subjects, means = [], []
     for model, scales in models.items():
@@ -61,8 +64,21 @@ def result(test: str, models: dict[str, tuple[int, ...]], mode: TestMode, folder
             posteriors.write(folder.root / TESTS / name, part)
         means.append(posteriors.average(list(parts.values())))
         trained = (34, 34) if model == "a" else (32, 40)
-        subjects.append(Subject(model, model.upper(), trained, scales, tuple(parts), 32, 0.05))
+        subjects.append(
+            Subject(model, model.upper(), trained, scales, tuple(parts), 32, 0.05, mirror=True, seal=seals[model])
+        )
     return Result(test, tuple(subjects), mode, 10, posteriors.average(means).totals)
+
+
+def finished_stage(folder: StageFolder, seed: int = 0) -> str:
+    """Its net is any. Returns the net's seal."""
+    epochs = EPOCHS[folder.name]
+    best = Progress(epochs).best
+    save(folder.path, made(tuple(epoch.validation_accuracy for epoch in epochs[:best]), seed=seed + ord(folder.name)))
+    delivered = checkpoint.path_of(folder.path, best)
+    content = {"key": folder.key, "delivered": delivered.name, "epochs": [asdict(epoch) for epoch in epochs]}
+    write_json(folder.path / DONE, content)
+    return checkpoint.read_head(delivered).seal
 
 
 def finished_run(digits: tuple[str, str], place: Path) -> Path:
@@ -72,16 +88,14 @@ def finished_run(digits: tuple[str, str], place: Path) -> Path:
     folder = checked.store
     write_text(folder.root / JOB, schema.resolved(checked.job))
     folder.note_stages(checked.folders)
-    for name, stage in checked.folders.items():
-        epochs = [asdict(each) for each in EPOCHS[name]]
-        write_json(stage.path / DONE, {"key": stage.key, "delivered": "epoch-0003.safetensors", "epochs": epochs})
+    seals = {name: finished_stage(stage) for name, stage in checked.folders.items()}
     data = checked.validation
     found = [
-        result("single", {"a": (34,)}, "dense", folder, data),
-        result("single", {"e": (36,)}, "dense", folder, data),
-        result("several", {"e": (32, 36, 40)}, "dense", folder, data),
-        result("several", {"e": (32, 36, 40)}, "both", folder, data),
-        result("together", {"a": (34,), "e": (34,)}, "dense", folder, data),
+        result("single", {"a": (34,)}, "dense", folder, data, seals),
+        result("single", {"e": (36,)}, "dense", folder, data, seals),
+        result("several", {"e": (32, 36, 40)}, "dense", folder, data, seals),
+        result("several", {"e": (32, 36, 40)}, "both", folder, data, seals),
+        result("together", {"a": (34,), "e": (34,)}, "dense", folder, data, seals),
     ]
     write_json(folder.root / RESULTS, results.to_json(found))
     return Path(folder.root.path)

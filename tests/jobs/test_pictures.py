@@ -3,6 +3,8 @@
 import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -68,10 +70,31 @@ def test_error_by_scale_needs_two_tests_of_a_net() -> None:
     assert curves.by_scale([result("a", (256,)), result("a", (224, 256, 288), 1000)]) is not None
 
 
+def test_tests_with_and_without_mirror_images_are_two_series() -> None:
+    plain = [result("a", (q,), 300) for q in (256, 384)]
+    mirrored = [replace(r, subjects=(replace(r.subjects[0], mirror=True),), test="m") for r in plain]
+    assert curves.series([plain[0], mirrored[1]]) == {}
+    both = curves.series([*plain, *mirrored])
+    assert both == {("a", "dense", False): plain, ("a", "dense", True): mirrored}
+    picture, alone = curves.by_scale([*plain, *mirrored]), curves.by_scale(mirrored)
+    assert picture is not None
+    assert alone is not None
+    assert picture.svg.count(b"a, dense, mirrored") == picture.svg.count(b"a, dense, not mirrored") == 1
+    assert b"mirrored" not in alone.svg
+
+
+def test_control_characters_in_names_leave_pictures_whole() -> None:
+    names = [f"a{chr(i)}b" for i in (*range(32), 0x7F, 0xD800, 0xFFFE, 0xFFFF)]
+    assert {len(pictures.shortened(name, 16)) for name in names} == {3}
+    svg = pictures.matrix(np.eye(3, dtype=np.int64), ["a\x00b", "c\x1bd", "e\ufffff"]).svg
+    ElementTree.fromstring(svg)
+    assert all(text.encode() in svg for text in ("a\ufffdb", "c\ufffdd", "e\ufffdf"))
+
+
 def test_of_many_nets_the_best_are_drawn() -> None:
     results = [result(f"net-{i}", (q,), 500 - 10 * i) for i in range(20) for q in (256, 384)]
     shown = curves.series(results)
-    assert [model for model, _ in shown] == [f"net-{i}" for i in range(20 - curves.SERIES_MOST, 20)]
+    assert [model for model, _, _ in shown] == [f"net-{i}" for i in range(20 - curves.SERIES_MOST, 20)]
 
 
 @pytest.mark.parametrize("classes", [1, 2, 20, 21, 100])

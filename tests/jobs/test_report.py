@@ -3,11 +3,12 @@ says what is not there."""
 
 import base64
 import io
+import json
 import re
 import shutil
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -16,65 +17,21 @@ from PIL import Image
 
 from cluster import posteriors
 from cluster.posteriors import Posteriors
-from jobs import report, results, stored, summary, tables
+from cluster.settings import EvaluationSettings
+from jobs import report, results, schema, stored, summary, tables
 from jobs.cli import main
 from jobs.results import Result, Subject
-from jobs.store import DONE, JOB, REPORT, RESULTS, STAGES, TESTS, write_json
+from jobs.store import DONE, JOB, REPORT, RESULTS, STAGES, TESTS, read_json, write_json, write_text
+from pipelines.errors import DataError
+from pipelines.location import Location
 from pipelines.shards import DataSet
 from tests.cluster.test_checkpoint import made, save
-from tests.jobs.finished import finished_run, scores_of
+from tests.jobs.finished import scores_of
+from tests.jobs.page import Page, read
 
-VOID = {"meta", "img", "br"}
-
-
-class Page(HTMLParser):
-    """What a browser would see of it: tags and attributes, and the text by the tag it is in."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.texts: list[tuple[str, str]] = []
-        self.feed(html)
-        self.close()
-        assert self.open == [], "every tag is closed"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if data.strip():
-            self.texts.append((self.open[-1] if self.open else "", data.strip()))
-
-    @property
-    def names(self) -> set[str]:
-        return {tag for tag, _ in self.tags}
-
-    def attributes(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-    def said(self, tag: str | None = None) -> list[str]:
-        return [text for where, text in self.texts if tag in (None, where)]
-
-
-@pytest.fixture(scope="module")
-def run(digits: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return finished_run(digits, tmp_path_factory.mktemp("run"))
-
-
-@pytest.fixture
-def copied(run: Path, tmp_path: Path) -> Path:
-    """The same in a place of its own, to be damaged."""
-    return Path(shutil.copytree(run, tmp_path / "copied"))
-
-
-def read(folder: Path) -> stored.Stored:
-    return stored.read(stored.store_of(str(folder)))
+NONE = {"images": 0, "loss_sum": 0.0, "top1": 0, "top5": 0}
+SUBJECT = {"model": "a", "net": "A", "trained": [34, 34], "scales": [34]}
+EMPTY = {"test": "single", "subjects": [SUBJECT], "mode": "dense", "classes": 10, "totals": NONE}
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +135,8 @@ def test_names_are_text_and_never_markup(copied: Path, digits: tuple[str, str]) 
     posteriors.write(job.root / TESTS / "x.parquet", replace(scores, classes=classes))
     subject = Subject(hostile, "A", (34, 34), (34,), ("x.parquet",), 32, 0.05)
     write_json(job.root / RESULTS, results.to_json([Result("single", (subject,), "dense", 10, scores.totals)]))
+    tests = {"single": EvaluationSettings(models=["net.pth"])}  # any name that is no stage's is a file's
+    write_text(job.root / JOB, schema.resolved(job.job.model_copy(update={"evaluations": tests})))
     page = Page(report.make(read(copied), None, DataSet.open(digits[1])))
     assert not page.names & {"script", "i"}
     assert hostile in page.said("td")
@@ -190,6 +149,7 @@ def test_a_job_that_has_not_finished_says_so_and_shows_its_epochs(copied: Path) 
     (copied / RESULTS).unlink()
     folder = stored.store_of(str(copied)).noted_stages()["e"].path
     (Path(folder.path) / DONE).unlink()
+    (Path(folder.path) / "epoch-0002.safetensors").unlink()
     assert not read(copied).stages[1].epochs
     empty = Page(report.make(read(copied), None, None))
     assert "Stage e has not finished: no epoch is done." in empty.said("p")
@@ -205,10 +165,16 @@ def test_a_job_that_has_not_finished_says_so_and_shows_its_epochs(copied: Path) 
     assert not begun.finished
 
 
-def test_tests_of_a_stage_that_is_trained_anew_are_told_of_as_old(copied: Path) -> None:
-    (Path(stored.store_of(str(copied)).noted_stages()["e"].path.path) / DONE).unlink()
+@pytest.mark.parametrize("odd", [{"epochs": None}, {"epochs": [{}]}, {"epochs": "low loss"}, {"delivered": None}])
+def test_a_stage_whose_note_is_damaged_is_told_of(odd: dict[str, Any], copied: Path) -> None:
+    done = stored.store_of(str(copied)).noted_stages()["a"].path / DONE
+    content = read_json(done)
+    assert content is not None
+    if odd.get("epochs") == "low loss":
+        odd = {"epochs": [{**epoch, "loss": "low"} for epoch in content["epochs"]]}
+    write_json(done, {**content, **odd})
     page = Page(report.make(read(copied), None, None))
-    assert "The tests of e are of an earlier run, with other settings." in page.said("p")
+    assert any(text.startswith("Stage a has finished, but: ") for text in page.said("p"))
 
 
 def test_posteriors_that_are_gone_leave_the_numbers_and_a_line(copied: Path, html: str) -> None:
@@ -264,7 +230,19 @@ def test_the_command_line_makes_the_page_and_says_where_it_is(
         (shutil.rmtree, r"holds no run of a job \(it has no job.yaml\)"),
         (lambda run: (run / JOB).write_text("name: x"), "job.yaml: data: is missing"),
         (lambda run: (run / STAGES).unlink(), "stages.json: says nothing of a, e; `verydeep run`"),
-        (lambda run: (run / RESULTS).write_text('{"results": [1]}'), "results.json: holds no results of this version"),
+        *(
+            (
+                lambda run, content=content: (run / RESULTS).write_text(json.dumps({"results": content})),
+                "results.json: holds no results of this version",
+            )
+            for content in (
+                [1],
+                {"a": 1},
+                [EMPTY],
+                [{**EMPTY, "subjects": []}],
+                [{**EMPTY, "totals": {**NONE, "images": 1, "top1": 1}}],
+            )
+        ),
     ],
 )
 def test_a_folder_that_is_no_run_or_is_damaged_is_told_of(
@@ -283,10 +261,52 @@ def test_a_page_that_cannot_be_written_is_told_of_before_it_is_made(
         assert f"--output {output}: {reason}" in capsys.readouterr().err
 
 
-def test_what_may_be_secret_in_a_uri_is_not_on_the_page() -> None:
-    text = "{train: 's3://KEY:SECRET@bucket/a/train?region=x&token=T', val: s3://bucket/b?token=T, at: a@b}"
-    assert summary.public(text) == "{train: 's3://bucket/a/train', val: s3://bucket/b, at: a@b}"
-    assert summary.public("/data/a?b") == "/data/a?b"
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (
+            "{train: 's3://KEY:SECRET@bucket/a/train?region=x&token=SECRET', val: s3://bucket/b?token=SECRET, at: a@b}",
+            "{train: 's3://bucket/a/train', val: s3://bucket/b, at: a@b}",
+        ),
+        ("/data/a?b", "/data/a?b"),
+        ("s3://b/x?region=a,b&secret=SECRET", "s3://b/x"),
+        ("train: \"s3://b/x?a='b'}&secret=SECRET\"\nval: /d", 'train: "s3://b/x"\nval: /d'),
+        (
+            "s3://b/a net-dense-32.parquet?secret=SECRET: cannot be read.",
+            "s3://b/a net-dense-32.parquet: cannot be read.",
+        ),
+        ("s3://KEY:a@SECRET@b/x: is it there? No", "s3://b/x: is it there? No"),
+        ("s3://b/x and s3://KEY:SECRET@c/y?secret=SECRET and /d", "s3://b/x and s3://c/y and /d"),
+    ],
+)
+def test_what_may_be_secret_in_a_uri_is_not_on_the_page(text: str, shown: str) -> None:
+    assert summary.public(text) == shown
+
+
+def test_what_is_told_of_stages_and_pictures_has_no_secrets(run: Path) -> None:
+    secret = "s3://KEY:SECRET@bucket/x?secret=SECRET"
+    job = read(run)
+    stages = [replace(stage, problem=f"{secret}: is gone") for stage in job.stages]
+    stages[1] = replace(stages[1], finished=False)
+    job = replace(job, stages=stages, root=Location(job.root.filesystem, job.root.path + "/no", secret))
+    page = Page(report.make(job, None, None))
+    assert {
+        "Stage a has finished, but: s3://bucket/x: is gone.",
+        "Stage e has not finished: s3://bucket/x: is gone.",
+    } <= set(page.said("p"))
+    assert any(re.search(r"there are no pictures: s3://bucket/x/tests/\S+: ", text) for text in page.said("p"))
+    assert "SECRET" not in " ".join(page.said())
+
+
+def test_mistakes_that_cannot_be_shown_for_an_error_tell_no_secrets(run: Path, digits: tuple[str, str]) -> None:
+    data = DataSet.open(digits[1])
+
+    def fails(number: int) -> None:
+        raise DataError("s3://KEY:SECRET@bucket/x?secret=SECRET: is gone")
+
+    object.__setattr__(data, "read_group", fails)
+    look = report.look_at_best(read(run), data)
+    assert look.remarks == ["The mistakes cannot be shown: s3://bucket/x: is gone."]
 
 
 def test_durations_are_in_the_unit_that_fits() -> None:

@@ -71,6 +71,19 @@ def test_a_result_is_in_the_table_of_its_shape() -> None:
     assert where([]) == {}
 
 
+def test_mirror_images_are_named_where_tests_differ_in_them() -> None:
+    plain, mirrored = result(test="plain", mirror=False), result(test="mirrored", mirror=True)
+    (table,) = tables.tables([plain, mirrored])
+    at = table.lines[0].index("mirrored")
+    assert [line[at] for line in table.lines[1:]] == ["no", "yes"]
+    for alike in (plain, mirrored):
+        (table,) = tables.tables([alike])
+        assert "mirrored" not in table.lines[0]
+    assert [record["mirrored"] for record in tables.records(tables.tables([plain, mirrored]))] == ["no", "yes"]
+    crops = result(mode="multi-crop", mirror=True)
+    assert where([plain, crops]) == {4: [("D", "dense")], 5: [("D", "multi-crop")]}, "not the same views"
+
+
 def test_nets_stand_in_the_order_of_tests_and_their_modes_below_one_another() -> None:
     found = [result(net, mode=mode) for mode in ("multi-crop", "dense") for net in ("E", "D")]
     modes = ("dense", "multi-crop")

@@ -100,7 +100,6 @@ WHOLE = encoded(60, 60, 1, "JPEG")
         (b"no picture", "not an image"),
         (WHOLE[: len(WHOLE) // 2], "cannot be decoded: image file is truncated"),
         (encoded(60, 60, 1)[:100], "cannot be decoded"),
-        (encoded(2000, 1, 1), "an image of 2000 x 1 pixels would become one of 400000 x 200"),
     ],
 )
 def test_what_is_no_image_for_a_net_is_told_in_a_line(content: bytes, reason: str) -> None:
@@ -108,6 +107,31 @@ def test_what_is_no_image_for_a_net_is_told_in_a_line(content: bytes, reason: st
         still.prepare(content, 200, MEAN, 1.0, 32)
     assert reason in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_scale_beyond_any_memory_is_refused() -> None:
+    with pytest.raises(still.Unreadable, match="an image of 60 x 30 pixels would become one of 20000 x 10000"):
+        still.prepare(encoded(60, 30, 1), 10_000, MEAN, 1.0, 32)
+
+
+@pytest.mark.parametrize(("width", "height"), [(900, 1), (1, 900), (400, 3)])
+def test_of_an_elongated_image_a_dense_test_and_a_prediction_see_the_same_bounded_middle(
+    width: int, height: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "all" / "one").mkdir(parents=True)
+    content = encoded(width, height, 5)
+    (tmp_path / "all" / "one" / "long").write_bytes(content)
+    prepare(sources.folder(tmp_path / "all"), tmp_path / "set", statistics=False)
+    whole = still.prepare(content, 64, MEAN, 50.0, 32)
+    monkeypatch.setattr(still, "MOST_PIXELS", 64 * 1000)
+    short = still.prepare(content, 64, MEAN, 50.0, 32)
+    assert sorted(short.shape[1:]) == [64, 992]
+    axis = 1 if height > width else 2
+    start = (whole.shape[axis] - 992) / 2  # the whole has a middle of its own, as does the image
+    assert np.abs(short - whole.take(range(int(start), int(start) + 992), axis)).max() < 1e-4
+    (batch,) = WholeBatches(DataSet.open(str(tmp_path / "set")), 64, MEAN, 50.0, 32, SEAT)
+    assert batch.images[0].shape == short.shape
+    assert np.abs(batch.images[0].numpy() - short).max() < 0.01 / 50.0
 
 
 def test_it_can_be_shipped_alone() -> None:

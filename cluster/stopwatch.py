@@ -37,10 +37,10 @@ class Stopwatch:
         return self._parts[part]
 
     def read(self) -> Reading:
-        """What was added up since the last call, or since the beginning."""
+        """What was added up since the last call, or since the beginning; of a block that it is called in, too."""
         now, cpu = time.perf_counter(), time.process_time()
         reading = Reading(
-            {name: part.take() for name, part in self._parts.items()}, now - self._since, cpu - self._cpu_since
+            {name: part.take(now) for name, part in self._parts.items()}, now - self._since, cpu - self._cpu_since
         )
         self._since, self._cpu_since = now, cpu
         return reading
@@ -49,7 +49,8 @@ class Stopwatch:
 class _Part:
     def __init__(self, waits_for: torch.device | None) -> None:
         self._waits_for = waits_for
-        self._seconds = self._entered = 0.0
+        self._seconds = 0.0
+        self._entered: float | None = None
 
     def __enter__(self) -> None:
         self._entered = time.perf_counter()
@@ -59,8 +60,15 @@ class _Part:
     ) -> None:
         if self._waits_for is not None:
             torch.cuda.synchronize(self._waits_for)
-        self._seconds += time.perf_counter() - self._entered
+        self._count(time.perf_counter())
+        self._entered = None
 
-    def take(self) -> float:
+    def take(self, now: float) -> float:
+        if self._entered is not None:
+            self._count(now)
         seconds, self._seconds = self._seconds, 0.0
         return seconds
+
+    def _count(self, now: float) -> None:
+        assert self._entered is not None
+        self._seconds, self._entered = self._seconds + now - self._entered, now

@@ -51,6 +51,18 @@ def test_a_block_that_fails_is_counted_and_lets_its_error_through() -> None:
         assert watch.read().parts["input"] == 2
 
 
+def test_a_block_that_is_read_in_the_middle_counts_on_both_sides() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        clock = Clock(patch)
+        watch = Stopwatch(CPU)
+        with watch("report"):
+            clock.now += 2
+            first = watch.read()
+            clock.now += 3
+        second = watch.read()
+    assert [(r.parts["report"], r.seconds) for r in (first, second)] == [(2, 2), (3, 3)]
+
+
 def test_a_part_that_does_not_exist_is_refused() -> None:
     with pytest.raises(KeyError, match="forwards"):
         Stopwatch(CPU)("forwards")

@@ -52,6 +52,7 @@ def ray_environment(home: Path) -> Iterator[dict[str, str]]:
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
     }
     command = ["ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
+    command += [f"--dashboard-agent-listen-port={free_port()}"]  # another Ray here has the usual one: jobs start there
     with (home / "ray.log").open("w") as log:
         head = subprocess.Popen(
             [*command, f"--temp-dir={home}/r"], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT

@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-JOBS   := tests/jobs/test_ray_job.py# waits for minutes, and has a Ray of its own: beside the other tests
+# These wait for minutes, and have a Ray of their own each: beside the other tests.
+JOBS   := tests/jobs/test_ray_job.py
+CRASH  := tests/jobs/test_crash.py
 # Programs that the shell line `#!/usr/bin/env -S python -m jobs` starts must be those of the environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -19,9 +21,11 @@ demo: $(READY)
 	@$(BIN)/verydeep run jobs/demo.yaml
 
 test: check
-	@log=$$(mktemp); $(BIN)/python -m pytest $(JOBS) >$$log 2>&1 & jobs=$$!; \
-	 $(BIN)/python -m pytest --ignore $(JOBS); others=$$?; \
-	 wait $$jobs; jobs=$$?; cat $$log; rm -f $$log; exit $$((jobs | others))
+	@logs=$$(mktemp -d); $(BIN)/python -m pytest $(JOBS) >$$logs/jobs 2>&1 & jobs=$$!; \
+	 $(BIN)/python -m pytest $(CRASH) >$$logs/crash 2>&1 & crash=$$!; \
+	 $(BIN)/python -m pytest --ignore $(JOBS) --ignore $(CRASH); others=$$?; \
+	 wait $$crash; crash=$$?; wait $$jobs; jobs=$$?; \
+	 cat $$logs/crash $$logs/jobs; rm -r $$logs; exit $$((jobs | crash | others))
 
 check: $(READY)
 	@$(BIN)/ruff check .

@@ -11,6 +11,27 @@ class Terminated(KeyboardInterrupt):
     """The polite end by SIGTERM."""
 
 
+class Stop:
+    """The wish that a run ends, which signals, `verydeep stop` and a lost lease express; all threads of a driver share
+    it. `asked`: with a checkpoint. `at_once`: without waiting for one. `why`: for people."""
+
+    def __init__(self) -> None:
+        self.asked = self.at_once = False
+        self.why = ""
+        self._number: int | None = None
+
+    def ask(self, why: str = "", number: int | None = None, at_once: bool = False) -> None:
+        """`number`: of a signal. What was asked first is what it ends as; `at_once` may be asked for later."""
+        if not self.asked:
+            self.why, self._number = why, number
+        self.at_once = self.at_once or at_once
+        self.asked = True
+
+    def error(self) -> KeyboardInterrupt:
+        """What work that it ends raises."""
+        return interrupted(self._number) if self._number is not None else KeyboardInterrupt()
+
+
 @contextmanager
 def raised() -> Iterator[None]:
     """Either signal raises KeyboardInterrupt. To be entered after Ray has started, which has handlers of its own."""

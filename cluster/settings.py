@@ -185,6 +185,11 @@ class StageSettings(Settings):
         "best", description="the epoch whose net later stages and tests take: best validation accuracy, or last"
     )
     seed: int = Field(0, ge=0, lt=2**64, description="of weights, order, augmentation and dropout")
+    after: list[str] = Field(
+        default_factory=list,
+        description="stages that have to be done before this one begins, beside the one that it starts from; of no "
+        "influence on its result",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -300,6 +305,12 @@ class ClusterSettings(Settings):
     gpus_per_worker: Literal["auto", 0, 1] = Field("auto", description="auto: 1 if the cluster has one for each")
     cpus_per_worker: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto", description="threads of a worker; auto: all that the cluster has, shared evenly"
+    )
+    side_by_side: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto",
+        description="stages and tests at a time, at most, where the cluster has room for them; auto: as many as find "
+        "room. Where CPUs are shared out by themselves (cpus_per_worker: auto) a number divides them among so many; "
+        "with auto a stage without GPUs takes all",
     )
     max_failures: int = Field(
         20,

@@ -8,7 +8,7 @@ from pathlib import Path
 from cluster import init, nets
 from cluster.nets import Label
 from cluster.settings import StageSettings
-from jobs import checkpoints, fingerprint, graph
+from jobs import checkpoints, fingerprint, graph, schema
 from jobs.checkpoints import Model
 from jobs.plan import State
 from jobs.schema import Data, Job, frozen_at_random, is_file
@@ -67,7 +67,7 @@ def check(job: Job) -> Checked:
     if training.manifest.statistics is None:
         raise DataError(f"data.train: {data.train} was prepared as a validation set: it has no mean colour")
     data = Data(train=training.location.absolute, val=validation.location.absolute)
-    order = graph.in_order({name: stage.init.source for name, stage in job.stages.items()})
+    order = graph.in_order(schema.needs(job))
     folders: dict[str, StageFolder] = {}
     for name in order:
         stage = job.stages[name]

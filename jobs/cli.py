@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.interrupt import Terminated
-from jobs import bench_cli, evaluate_cli, export_cli, features_cli, predict_cli, report_cli, schema
+from jobs import bench_cli, evaluate_cli, export_cli, features_cli, plan_cli, predict_cli, report_cli, run_cli
 from jobs.source import open_source, scale_range
 from pipelines import imagenet, parquet, sources
 from pipelines.aside import check_apart
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"verydeep: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
-        goes_on = "; the same command goes on where this one stopped" if options.verb in (_run, _prepare) else ""
+        goes_on = "; the same command goes on where this one stopped" if options.verb in (run_cli.run, _prepare) else ""
         print(f"verydeep: interrupted{goes_on}", file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130
     return status or 0
@@ -43,14 +43,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="verydeep", description="Trains very deep convolutional networks on a cluster."
     )
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    run = verbs.add_parser("run", help="run a job's chain of stages; run again, it goes on where it stopped")
-    _job_arguments(run)
-    run.set_defaults(verb=_run)
-
-    plan = verbs.add_parser("plan", help="show what would run, and why")
-    _job_arguments(plan)
-    plan.set_defaults(verb=_plan)
 
     show = verbs.add_parser(
         "show",
@@ -64,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     _prepare_arguments(verbs.add_parser("prepare", help="make a data set of images"))
 
     for module, verb, meaning in (
+        (run_cli, "run", "run a job's chain of stages; run again, it goes on where it stopped"),
+        (plan_cli, "plan", "show what would run, and why"),
         (evaluate_cli, "evaluate", "test nets as the paper does"),
         (report_cli, "report", "make a job's page of tables and pictures anew"),
         (predict_cli, "predict", "classify images"),
@@ -109,20 +103,6 @@ def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
         each.add_argument("--strict", action="store_true", help="fail on files that would be left out")
 
 
-def _job_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("job", metavar="JOB.yaml")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        dest="changes",
-        metavar="KEY=VALUE",
-        help="override a setting, such as stages.e.epochs=10",
-    )
-    parser.add_argument("--only", metavar="STAGE", help="run this stage alone")
-    parser.add_argument("--fresh", action="store_true", help="run stages again though they are done")
-
-
 def _show_arguments(parser: argparse.ArgumentParser) -> None:
     flag = argparse.BooleanOptionalAction
     parser.add_argument("source", metavar="DATASET|JOB.yaml", help="a data set, or a job, one of whose stages is shown")
@@ -139,32 +119,6 @@ def _show_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=6, help="of the sheet (default: 6)")
     parser.add_argument("--columns", type=int, help="of the sheet (default: 8, with --windows 4)")
     parser.add_argument("--output", type=Path, default=Path("show.png"), metavar="PNG", help="default: show.png")
-
-
-def _run(options: argparse.Namespace) -> None:
-    job = schema.load(options.job, options.changes)
-    from jobs import check, run  # slow imports: a wrong job file is told of at once
-
-    run.run(check.check(job), options.only, options.fresh)
-
-
-def _plan(options: argparse.Namespace) -> None:
-    job = schema.load(options.job, options.changes)
-    from cluster import schedule
-    from jobs import check, run
-    from jobs.results import scale_text
-
-    checked = check.check(job)
-    for decision in run.decisions(checked, options.only, options.fresh):
-        stage = job.stages[decision.stage]
-        steps = -(-checked.training.rows // stage.batch) * stage.epochs
-        start = stage.init.source or "random weights"
-        print(
-            f"{decision.stage:<12} net {stage.net:<6} S {scale_text(stage.scale):<10}  "
-            f"at most {stage.epochs} epochs, {steps} steps of {stage.batch}  from {start}: "
-            f"{decision.action.value}, {decision.reason}"
-        )
-        print(f"{'':<12} {schedule.in_words(stage)}")
 
 
 def _show(options: argparse.Namespace) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 # that come from a net of another pixel_std are scaled.
 RECIPE_VERSION = 4
 
-# Settings that change no result: what ends a run, and how the same sums are computed.
-_WITHOUT_EFFECT = ("max_unreadable", "micro_batch", "compile")
+# Settings that change no result: what ends a run, how the same sums are computed, and when.
+_WITHOUT_EFFECT = ("max_unreadable", "micro_batch", "compile", "after")
 
 
 def stage_key(settings: dict[str, Any], training: str, validation: str, start: str | None) -> str:

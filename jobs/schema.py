@@ -1,9 +1,11 @@
 """A job file: YAML to a `Job`, or all its errors at once, each with file, line and key."""
 
+import argparse
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from graphlib import CycleError
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -13,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from cluster import init, layers
 from cluster.settings import CheckpointSettings, ClusterSettings, EvaluationSettings, Settings, StageSettings
-from jobs import inherit
+from jobs import graph, inherit
 from jobs.recipes import RECIPES
 from pipelines.errors import SettingsError
 from pipelines.location import Location
@@ -75,6 +77,19 @@ def parse(text: str, file: str, changes: Sequence[str] = ()) -> Job:
     for change in changes:
         document.change(change)
     return document.job()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """A job file and what is changed of it, for the command line."""
+    parser.add_argument("job", metavar="JOB.yaml")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="changes",
+        metavar="KEY=VALUE",
+        help="override a setting, such as stages.e.epochs=10",
+    )
 
 
 class _Loader(yaml.SafeLoader):
@@ -284,6 +299,10 @@ def _contradictions(job: Job) -> Iterator[tuple[Path_, str]]:
                 yield path, message + (f"{layer} does not fit" if layer else "the layers do not fit")
         if (problem := frozen_at_random(stage, job.stages[source].net)) is not None:
             yield ("stages", name, "freeze"), problem
+    for name, stage in job.stages.items():
+        for i, other in enumerate(stage.after):
+            if other not in job.stages:
+                yield ("stages", name, "after", i), f"no stage is called {other!r}; {_hint(other, names)}"
     yield from _cycles(job)
     for name, test in job.evaluations.items():
         for i, model in enumerate(test.models):
@@ -316,14 +335,21 @@ def _hint(name: object, known: Iterable[str]) -> str:
 
 
 def _cycles(job: Job) -> Iterator[tuple[Path_, str]]:
-    told: set[str] = set()
-    for start in job.stages:
-        chain = [start]
-        while (source := job.stages[chain[-1]].init.source) in job.stages and source not in chain:
-            chain.append(str(source))
-        if source == start and start not in told:
-            told.update(chain)
-            yield ("stages", start, "init", "from"), f"stages start from each other: {' <- '.join([*chain, start])}"
+    try:
+        graph.in_order(needs(job))
+    except CycleError as error:
+        ring = error.args[1][:0:-1]  # each waits for the next
+        at = min(range(len(ring)), key=lambda i: list(job.stages).index(ring[i]))
+        ring = [*ring[at:], *ring[:at], ring[at]]
+        yield ("stages", ring[0]), f"stages wait for each other: {' <- '.join(ring)}"
+
+
+def needs(job: Job) -> dict[str, list[str]]:
+    """The stages that each stage waits for."""
+    return {
+        name: [other for other in dict.fromkeys([stage.init.source, *stage.after]) if other in job.stages]
+        for name, stage in job.stages.items()
+    }
 
 
 def is_file(source: str) -> bool:

@@ -102,7 +102,7 @@ def read(store: Store) -> Stored:
             f"{store.root / STAGES}: says nothing of {', '.join(missing)}; `verydeep run` of the job writes it, "
             "and does not run again what is done"
         )
-    order = graph.in_order({name: stage.init.source for name, stage in job.stages.items()})
+    order = graph.in_order(schema.needs(job))
     stages = [_stage(folders[name], job.stages[name]) for name in order]
     seals = {stage.name: stage.seal for stage in stages}
     judged = [(found, current.why_old(found, job, seals)) for found in _results(store.root / RESULTS)]

@@ -41,7 +41,7 @@ ERRORS = [
     ("net: A", "net: F", "job.yaml:6: stages.a.net: input should be 'A', 'A-LRN', 'B', 'C', 'D' or 'E'"),
     ("net: A, ", "", "job.yaml:6: stages.a.net: is missing"),
     ("from: a", "from: aa", "job.yaml:7: stages.e.init.from: no stage is called 'aa'; did you mean a?"),
-    ("scale: 32}}", "scale: 32, init: {{from: e}}}}", "stages start from each other: a <- e <- a"),
+    ("scale: 32}}", "scale: 32, init: {{from: e}}}}", "job.yaml:6: stages.a: stages wait for each other: a <- e <- a"),
     ("scale: 32}}", "scale: 31}}", "job.yaml:6: stages.a.scale: S = 31 is smaller than the crop, input_size = 32"),
     ("scale: 32}}", "scale: big}}", "job.yaml:6: stages.a.scale: expected a number of pixels, or [smallest, largest]"),
     ("[32, 48]", "[48, 32]", "job.yaml:7: stages.e.scale: the smallest S (48) is above the largest (32)"),
@@ -247,7 +247,7 @@ def test_shipped_jobs_are_valid_and_executable() -> None:
 
 
 def test_stages_come_after_what_they_start_from() -> None:
-    assert graph.in_order({"x": "y", "y": None, "z": "x", "w": None}) == ["y", "x", "z", "w"]
+    assert graph.in_order({"x": ["y"], "y": [], "z": ["x"], "w": []}) == ["y", "x", "z", "w"]
 
 
 def test_a_plan_says_what_and_why() -> None:

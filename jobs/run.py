@@ -1,259 +1,202 @@
-"""Carries a plan out: stages in order, then tests, with everything tracked."""
+"""Carries a plan out: stages and tests side by side where there is room for them, with everything tracked."""
 
-import sys
-import warnings
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from functools import partial
 
-from cluster import interrupt, launch, nets, place, schedule
-from cluster.attempt import Stage
+from cluster import interrupt, launch, place
+from cluster.interrupt import Stop
+from cluster.mailbox import Listen
 from cluster.place import Shape
-from cluster.settings import EvaluationSettings, StageSettings
 from cluster.track import Tracker, default_uri
-from jobs import publish, report, results, schema, stored, tables, testing
+from jobs import decide, publish, report, results, schema, selection, stored, tables
+from jobs.board import Board
+from jobs.chain import Chain
 from jobs.check import Checked
-from jobs.checkpoints import Model, net_file
-from jobs.plan import Action, Decision, plan
-from jobs.results import Result, scale_text
-from jobs.store import TESTS, Finished, StageFolder, read_json, read_text, write_json, write_text
-from jobs.testing import Trial
+from jobs.claims import Claims
+from jobs.crew import Crew
+from jobs.holder import Holder
+from jobs.lease import Lease, held
+from jobs.line import Phase
+from jobs.overview import costs, failures, lines
+from jobs.plan import Action, Decision
+from jobs.results import Result
+from jobs.selection import Choice
+from jobs.site import Site, open_run
+from jobs.stages import Stages
+from jobs.status import published
+from jobs.store import write_text
+from jobs.trials import Trials
 from jobs.watch import Watch
-from pipelines.errors import CheckpointError, ClusterError, SettingsError, TrainingError
-from pipelines.location import Location
+from pipelines.errors import CheckpointError, ClusterError, TrainingError, VerydeepError, first_line
 
-# By their names in records: what a stretch of steps and an epoch both have, and an epoch alone; as they are in MLflow.
-_POINT_METRICS = {
-    "loss": "loss",
-    "accuracy": "accuracy",
-    "accuracy5": "accuracy5",
-    "gradient_norm": "gradient_norm",
-    "learning_rate": "learning_rate",
-    "images_per_second": "images_per_second",
-    "waiting": "waiting_share",
-    "flops_per_second": "model_flops_per_second",
-    "peak_share": "share_of_peak_flops",
-    "peak_memory_bytes": "peak_memory_bytes",
-}
-_EPOCH_METRICS = {
-    **{key: f"epoch_{name}" for key, name in _POINT_METRICS.items() if key != "learning_rate"},
-    "validation_loss": "validation_loss",
-    "validation_accuracy": "validation_accuracy",
-    "validation_accuracy5": "validation_accuracy5",
-    "seconds": "epoch_seconds",
-    "unreadable": "unreadable_images",
-}
+_POLL_SECONDS = 1.0  # between looks for room
 
 
-def decisions(checked: Checked, only: str | None, fresh: bool) -> list[Decision]:
-    """What will be done with each stage. Raises SettingsError if `only` cannot be run by itself."""
-    job, states = checked.job, checked.states()
-    wanted = set(checked.order)
-    if only is not None:
-        if only not in job.stages:
-            raise SettingsError(f"--only {only}: there is no such stage; there are {', '.join(job.stages)}")
-        wanted = {only}
-        source = job.stages[only].init.source
-        if source in states and not states[source].finished:
-            raise SettingsError(f"--only {only}: it starts from {source}, which is not done yet")
-    return plan(checked.order, states, wanted, fresh)
+def run(checked: Checked, choice: Choice | None = None) -> list[Result]:
+    """Runs the job to its end and returns the results of its tests.
 
-
-def run(checked: Checked, only: str | None = None, fresh: bool = False) -> list[Result]:
-    """Runs the job to its end and returns the results of its tests. Raises VerydeepError."""
-    todo = decisions(checked, only, fresh)
-    uri = default_uri(checked.job.root)
-    watch = Watch()
-    watch.say(f"{checked.job.name}: {checked.training.rows} images, {len(checked.training.manifest.classes)} classes")
-    cluster = launch.connect()
-    try:
-        shape = place.shape(checked.job.cluster)
-        checked.store.create()
-        checked.store.note_stages(checked.folders)
-        watch.say(f"Ray: {cluster}; {shape}")
-        with interrupt.raised(), _tracked(checked, uri) as (tracker, parent):
-            chain = _Chain(checked, shape, watch, tracker, parent)
-            for decision in todo:
-                chain.stage(decision)
-            found = chain.tests() if only is None else []
-            page = chain.report()
-            if only is None:
-                chain.register(found)
-    finally:
-        watch.done()
-        launch.disconnect()
-    if found:
-        watch.say(f"\n{tables.text(tables.tables(found))}\n")
-    watch.say(f"Checkpoints and results: {checked.store.root}")
-    watch.say(f"Report:                  {page}")
-    watch.say(f"All runs in MLflow:      {_ui(tracker.uri)}")
-    return found
+    Raises VerydeepError, before the work begins; TrainingError, if a part of it failed and all else is done; and
+    KeyboardInterrupt when a stop was asked for.
+    """
+    choice, uri, root = choice or Choice(), default_uri(checked.job.root), checked.store.root
+    selection.wanted(checked.job, choice)
+    watch, stop = Watch(Board(checked.job.name, lines(checked.job, checked.order))), Stop()
+    with watch, held(root, stop, Holder.here(), watch.say) as lease:
+        todo = decide.decisions(checked, choice)
+        with _connected(checked, watch) as shape, interrupt.noted(stop):
+            checked.store.create()
+            try:
+                with published(watch.board, root):
+                    return _Run(checked, choice, shape, watch, stop, lease).carry_out(todo, uri)
+            except VerydeepError as error:  # whatever it is, the work has begun
+                raise error if error.exit_status == 1 else TrainingError(str(error)) from error
 
 
 @contextmanager
-def _tracked(checked: Checked, uri: str) -> Iterator[tuple[Tracker, str]]:
-    """The job's MLflow run, which an earlier attempt may have begun; closed as what the block ends as."""
-    job, store = checked.job, checked.store
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr, flush=True)
-    tracker = Tracker(uri, job.name)
+def _connected(checked: Checked, watch: Watch) -> Iterator[Shape]:
+    """To Ray, while the block lasts; what each part of the job gets of it."""
+    cluster = launch.connect()
     try:
-        parent = _open(tracker, store.root / "job.json", job.name, None, {"job": job.name})
-        write_text(store.root / "job.yaml", schema.resolved(job))
-        tracker.artifact(parent, store.root / "job.yaml")
-        with tracker.ending(parent):
-            yield tracker, parent
+        shape = place.shape(checked.job.cluster, len(checked.order))
+        rows, classes = checked.training.rows, len(checked.training.manifest.classes)
+        watch.say(f"{checked.job.name}: {rows} images, {classes} classes")
+        watch.say(f"Ray: {cluster}; {shape}")
+        with launch.environment(checked.job.cluster):
+            yield shape
     finally:
-        tracker.close()
+        launch.disconnect()
 
 
-def _open(tracker: Tracker, note: Location, name: str, parent: str | None, tags: dict[str, str]) -> str:
-    """A run whose id is kept in the file `note`, so that a later attempt goes on in it."""
-    known = read_json(note) or {}
-    run = tracker.open_run(name, parent, tags, known.get("run") if known.get("uri") == tracker.uri else None)
-    write_json(note, {"uri": tracker.uri, "run": run})
-    return run
+class _Run:
+    """One run of a job on one cluster."""
 
+    def __init__(
+        self, checked: Checked, choice: Choice, shape: Shape, watch: Watch, stop: Stop, lease: Lease
+    ) -> None:
+        self._checked, self._choice, self._shape = checked, choice, shape
+        self._watch, self._stop, self._lease = watch, stop, lease
 
-class _Chain:
-    """The stages and tests of one job on one cluster."""
-
-    def __init__(self, checked: Checked, shape: Shape, watch: Watch, tracker: Tracker, parent: str) -> None:
-        self._checked, self._shape, self._watch = checked, shape, watch
-        self._tracker, self._parent = tracker, parent
-        self._finished: dict[str, Finished] = {}
-        self._runs: dict[str, str] = {}
-
-    def stage(self, decision: Decision) -> None:
-        name = decision.stage
-        folder = self._checked.folders[name]
-        settings = self._checked.job.stages[name]
-        self._watch.say(
-            f"\n{name}: net {settings.net}, S {scale_text(settings.scale)}: {decision.action.value}, {decision.reason}"
-        )
-        if decision.action is Action.SKIP:
-            finished = folder.finished()
-            if finished:
-                self._finished[name] = finished
-            return
-        if decision.action is Action.AGAIN:
-            folder.clear()
-        if decision.action is Action.REUSE:
-            finished = folder.finished()
-            assert finished is not None
-            self._runs[name] = str((read_json(folder.path / "run.json") or {}).get("run", ""))
-        else:
-            finished = self._train(folder, settings)
-        self._finished[name] = finished
-        best = f"best validation accuracy {finished.accuracy:.3f}"
-        self._watch.say(f"{name}: done, {len(finished.epochs)} epochs, {best}")
-
-    def _train(self, folder: StageFolder, settings: StageSettings) -> Finished:
-        job, data = self._checked.job, self._checked.data
-        source = settings.init.source
-        start = None
-        if source is not None:
-            start = (net_file(source) if schema.is_file(source) else self._finished[source].delivered).absolute
-        tags = {
-            "job": job.name,
-            "stage": folder.name,
-            "net": settings.net,
-            "key": folder.key,
-            "workers": str(self._shape.workers),
-        }
-        run = _open(self._tracker, folder.path / "run.json", folder.name, self._parent, tags)
-        self._runs[folder.name] = run
-        self._tracker.parameters(run, settings.model_dump(by_alias=True, mode="json"))
-        place = folder.path.absolute
-        stage = Stage(folder.name, settings, data.train, data.val, place, start, run, job.checkpoints)
-        unreadable: dict[str, str] = {}
-
-        def listen(record: dict[str, Any]) -> None:
-            if record["kind"] == "unreadable":
-                unreadable[record["name"]] = record["reason"]
-            self._listen(run, record)
-
-        with self._tracker.ending(run):
-            try:
-                launch.train_stage(stage, self._shape, job.cluster, listen)
-                progress = folder.progress()
-                if progress.step or not schedule.finished(settings, progress.accuracies):
-                    raise TrainingError(f"stage {folder.name}: its last checkpoint has vanished from {folder.path}")
-            finally:
-                self._list_unreadable(run, folder, unreadable)
-            finished = folder.finish(progress, settings.deliver)
-            self._tracker.artifact(run, finished.delivered, "checkpoints")
-        return finished
-
-    def _list_unreadable(self, run: str, folder: StageFolder, unreadable: dict[str, str]) -> None:
-        """Writes the names of images that could not be decoded, and why, beside the checkpoints and to MLflow."""
-        if unreadable:
-            path = folder.path / "unreadable.csv"
-            before = read_text(path)  # of an earlier attempt
-            if before is not None:
-                unreadable = {**dict(tables.csv_lines(before)), **unreadable}
-            write_text(path, tables.csv_text([("image", "reason"), *sorted(unreadable.items())]))
-            self._tracker.artifact(run, path)
-
-    def _listen(self, run: str, record: dict[str, Any]) -> None:
-        self._watch.listen(record)
-        if record["kind"] == "point":
-            step = (record["epoch"] - 1) * record["steps"] + record["step"]
-            self._tracker.metrics(run, _named(record, _POINT_METRICS), step, record["time"])
-        elif record["kind"] == "epoch":
-            self._tracker.metrics(run, _named(record, _EPOCH_METRICS), record["epoch"], record["time"])
-        elif record["kind"] == "reading":
-            name = f"rows_read_per_row_used.worker_{record['rank']}"
-            self._tracker.metrics(run, {name: record["read_per_used"]}, record["epoch"], record["time"])
-
-    def tests(self) -> list[Result]:
-        """Carries out the job's tests, as far as their posteriors are not known; writes and tracks their tables."""
-        checked, root = self._checked, self._checked.store.root
-        todo = [self._test(name, settings) for name, settings in checked.job.evaluations.items()]
-        if not todo:
-            return []
-        self._watch.say("\ntests")
-        tested = {model.name for test in todo for model in test.models} & checked.job.stages.keys()
-        most = min((checked.job.stages[name].max_unreadable for name in tested), default=0.01)
-        found = testing.carry_out(todo, checked.validation, root / TESTS, self._shape, self._watch, most)
-        publish.publish(found, root, self._tracker, self._parent)
-        for result in found:
-            if result.model in self._runs:  # a stage by itself
-                values = publish.errors(result, with_mode=True)
-                run = self._runs[result.model]
-                self._tracker.metrics(run, {f"test.{result.test}.{key}": value for key, value in values.items()}, 0)
+    def carry_out(self, todo: Sequence[Decision], uri: str) -> list[Result]:
+        """Raises as `run`."""
+        checked, watch = self._checked, self._watch
+        folders = checked.begun(todo)
+        checked.store.note_stages(folders)
+        with self._tracked(uri) as (tracker, parent):
+            site = Site(checked, folders, tracker, parent, watch, self._stop, self._lease)
+            stages = Stages(site)
+            trials = Trials(site, stages, selection.tests(checked.job, self._choice))
+            chain = self._work(todo, stages, trials)
+            found = self._conclude(chain, stages, trials, site)
+        watch.say(f"Checkpoints and results: {checked.store.root}")
+        watch.say(f"All runs in MLflow:      {_ui(uri)}")
         return found
 
-    def register(self, found: list[Result]) -> None:
-        """The chain's best net: by its tests, or without any by validation; a registry that fails is warned of."""
-        tested = results.best(found, self._finished)
-        stage = tested.model if tested else max(self._finished, key=lambda name: self._finished[name].accuracy)
-        name, run = self._checked.job.name, self._runs.get(stage) or self._parent
+    @contextmanager
+    def _tracked(self, uri: str) -> Iterator[tuple[Tracker, str]]:
+        """The job's MLflow run, which an earlier attempt may have begun; closed as what the block ends as."""
+        job, root = self._checked.job, self._checked.store.root
+        tracker = Tracker(uri, job.name)
         try:
-            version = publish.register(name, self._model(stage), tested, self._tracker, run)
+            parent = open_run(tracker, root / "job.json", job.name, None, {"job": job.name})
+            write_text(root / "job.yaml", schema.resolved(job))
+            tracker.artifact(parent, root / "job.yaml")
+            with tracker.ending(parent):
+                yield tracker, parent
+        finally:
+            tracker.close()
+
+    def _work(self, todo: Sequence[Decision], stages: Stages, trials: Trials) -> Chain:
+        """All that is to be done, until it is, or a stop is asked for."""
+        for decision in todo:
+            if decision.action in (Action.REUSE, Action.SKIP):
+                stages.find(decision)
+        begun = {decision.stage: decision for decision in todo if decision.action not in (Action.REUSE, Action.SKIP)}
+        waits = schema.needs(self._checked.job)
+        needs = {**{name: waits[name] for name in waits if name in begun}, **trials.needs}
+        do = {
+            **{name: partial(stages.train, decision) for name, decision in begun.items()},
+            **{name: partial(trials.carry_out, name) for name in trials.needs},
+        }
+        chain, crew, claims = Chain(needs, costs(self._checked, needs)), Crew(), Claims(self._shape)
+        while not chain.over and (crew.busy or not self._stop.asked):
+            if not self._stop.asked:
+                self._begin(chain, crew, claims, do, set(trials.needs))
+            for name, error in crew.ended(_POLL_SECONDS):
+                claims.remove(name)
+                self._ended(chain, name, error)
+        return chain
+
+    def _begin(
+        self,
+        chain: Chain,
+        crew: Crew,
+        claims: Claims,
+        do: Mapping[str, Callable[[Shape, Listen], None]],
+        tests: Collection[str],
+    ) -> None:
+        """Whatever is ready and finds room, the most urgent first; where a stage does not, tests may."""
+        most = self._checked.job.cluster.side_by_side
+        for name in chain.ready:
+            if most != "auto" and len(chain.running) >= most:
+                return
+            workers = claims.workers(name in tests)
+            if not workers:
+                continue
+            on = replace(self._shape, workers=workers, least=1) if name in tests else self._shape
+            hear = claims.add(name, workers)
+            chain.begin(name)
+            self._watch.set(name, Phase.RUNNING)
+            crew.start(name, partial(do[name], on, hear))
+
+    def _ended(self, chain: Chain, name: str, error: BaseException | None) -> None:
+        match error:
+            case None:
+                chain.end(name)
+                return
+            case KeyboardInterrupt():
+                chain.stop(name)
+                self._watch.set(name, Phase.STOPPED)
+                return
+            case VerydeepError():
+                why = str(error).removeprefix(f"stage {name}: ")
+            case _:  # a fault of the program's own, which is not to take the other parts with it
+                why = f"{type(error).__name__}: {first_line(error)}"
+                self._watch.say("".join(traceback.format_exception(error)).rstrip())
+        lost = chain.fail(name, why)
+        self._watch.set(name, Phase.FAILED, why)
+        for other in lost:
+            self._watch.set(other, Phase.LEFT_OUT, f"waits for {name}, which failed")
+
+    def _conclude(self, chain: Chain, stages: Stages, trials: Trials, site: Site) -> list[Result]:
+        """What all of it came to. Raises as `run`."""
+        found, failed = trials.results(chain.done)
+        trials.publish(found)
+        if found:
+            self._watch.say(f"\n{tables.text(tables.tables(found))}\n")
+        page = report.write(stored.read(self._checked.store), self._checked.training, self._checked.validation)
+        site.tracker.artifact(site.parent, page)
+        self._watch.say(f"Report:                  {page}")
+        self._stop.heed()
+        if lines := [*failures(chain), *(f"test {name} failed: {why}" for name, why in failed.items())]:
+            raise TrainingError("\n".join(lines))
+        if not self._choice.only:
+            self._register(found, stages, site)
+        return found
+
+    def _register(self, found: list[Result], stages: Stages, site: Site) -> None:
+        """The chain's best net: by its tests, or without any by validation; a registry that fails is warned of."""
+        tested = results.best(found, stages.finished)
+        stage = tested.model if tested else max(stages.finished, key=lambda name: stages.finished[name].accuracy)
+        name, run = self._checked.job.name, stages.runs.get(stage) or site.parent
+        try:
+            version = publish.register(name, stages.model(stage), tested, site.tracker, run)
         except (ClusterError, CheckpointError) as error:
             self._watch.say(f"warning: {error}")
             return
         self._watch.say(f"The best net, of stage {stage}, is models:/{name}@best in MLflow, version {version}")
-
-    def report(self) -> Location:
-        """Makes it of all that is stored, and tracks it."""
-        checked = self._checked
-        page = report.write(stored.read(checked.store), checked.training, checked.validation)
-        self._tracker.artifact(self._parent, page)
-        return page
-
-    def _test(self, name: str, settings: EvaluationSettings) -> Trial:
-        models = tuple(self._checked.files.get(model) or self._model(model) for model in dict.fromkeys(settings.models))
-        return Trial(name, models, tuple(settings.mode), settings.scales, settings.mirror, settings.fuse)
-
-    def _model(self, stage: str) -> Model:
-        place = self._finished[stage].delivered
-        return Model(stage, place, nets.look(place))
-
-
-def _named(record: dict[str, Any], names: dict[str, str]) -> dict[str, float]:
-    """What a record has of these, under their names in MLflow."""
-    return {metric: record[key] for key, metric in names.items() if record.get(key) is not None}
 
 
 def _ui(uri: str) -> str:

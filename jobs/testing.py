@@ -13,6 +13,8 @@ from typing import Any
 
 from cluster import launch, posteriors
 from cluster.evaluate import Evaluation
+from cluster.interrupt import Stop
+from cluster.mailbox import Listen
 from cluster.metrics import Totals
 from cluster.place import Shape
 from cluster.posteriors import Posteriors
@@ -61,61 +63,76 @@ class Trial:
 
 
 def carry_out(
-    tests: Sequence[Trial], data: DataSet, folder: Location, on: Shape, watch: Watch, most_unreadable: float
+    tests: Sequence[Trial], data: DataSet, folder: Location, on: Shape, watch: Watch, most_unreadable: float, stop: Stop
 ) -> list[Result]:
-    """A result for each line of the tests' tables. Raises VerydeepError.
+    """A result for each line of the tests' tables. Raises VerydeepError, and KeyboardInterrupt at a stop.
 
     `most_unreadable`: the share of images that may turn out not to be decodable.
     """
-    for model, wanted in _needed(tests):
-        _complete(model, wanted, data, folder, on, watch)
-    results = []
-    for test in tests:
-        for group in test.groups:
-            for mode in test.modes:
-                results.append(_result(test, group, mode, data, folder, most_unreadable))
-    return results
+    for model in {model.label.seal: model for test in tests for model in test.models}.values():
+        complete(model, tests, data, folder, on, watch, stop)
+    return [result for test in tests for result in results_of(test, data, folder, most_unreadable)]
 
 
-def _needed(tests: Iterable[Trial]) -> list[tuple[Model, list[View]]]:
-    """All that the tests look at, once."""
-    models: dict[str, Model] = {}
-    needed: dict[str, dict[View, None]] = {}
-    for test in tests:
-        for model in test.models:
-            models.setdefault(model.label.seal, model)
-            for mode in test.modes:
-                needed.setdefault(model.label.seal, {}).update(dict.fromkeys(test.views(model, mode)))
-    return [(models[seal], list(found)) for seal, found in needed.items()]
+def complete(
+    model: Model,
+    tests: Iterable[Trial],
+    data: DataSet,
+    folder: Location,
+    on: Shape,
+    watch: Watch,
+    stop: Stop,
+    hear: Listen = lambda _: None,
+) -> None:
+    """Computes what the folder lacks of all that the `tests` look at with this model, and keeps it.
 
-
-def _complete(model: Model, wanted: list[View], data: DataSet, folder: Location, on: Shape, watch: Watch) -> None:
-    """Computes what the folder lacks, and keeps it."""
+    `hear` gets the workers' records. Raises as `carry_out`.
+    """
+    wanted = dict.fromkeys(
+        view for test in tests for mode in test.modes if model in test.models for view in test.views(model, mode)
+    )
     there = _there(folder)
     missing = [view for view in wanted if not _whole(folder, there.get(_key(model, view, data)), watch)]
     most = max(1, _HELD_BYTES // (4 * data.rows * len(data.manifest.classes)))
     for first in range(0, len(missing), most):
-        _compute(model, tuple(missing[first : first + most]), data, folder, on, watch)
+        _compute(model, tuple(missing[first : first + most]), data, folder, on, watch, stop, hear)
 
 
-def _compute(model: Model, missing: tuple[View, ...], data: DataSet, folder: Location, on: Shape, watch: Watch) -> None:
+def results_of(test: Trial, data: DataSet, folder: Location, most_unreadable: float) -> list[Result]:
+    """A result for each line of the test's table, of posteriors that are there. Raises DataError or TrainingError."""
+    return [
+        _result(test, group, mode, data, folder, most_unreadable) for group in test.groups for mode in test.modes
+    ]
+
+
+def _compute(
+    model: Model,
+    missing: tuple[View, ...],
+    data: DataSet,
+    folder: Location,
+    on: Shape,
+    watch: Watch,
+    stop: Stop,
+    hear: Listen,
+) -> None:
     """Holds the posteriors of all these views."""
+    name = f"test of {model.name}"
     spent: dict[View, Counter[str]] = {}
 
     def listen(record: dict[str, Any]) -> None:
-        watch.listen(record)
+        hear(record)
+        watch.hear(name, record)
         if record["kind"] == "timed":
             view = View(record["mode"], record["scale"], record["mirror"])
             spent.setdefault(view, Counter()).update({key: record[key] for key in ("images", "seconds", "net_seconds")})
 
-    watch.begin(f"test of {model.name}", data.rows * len(missing))
+    watch.begin(name, data.rows * len(missing))
     test = Evaluation(model.file.absolute, data.location.absolute, missing, model.label.seal)
-    found = launch.run_evaluation(test, on, listen)
-    watch.done()
+    found = launch.run_evaluation(test, on, listen, stop)
     for view, scores in found.items():
         place = folder / f"{model.name}-{view.mode}-{view.scale}-{_key(model, view, data)}.parquet"
         _keep(place, replace(scores, origin=_origin(model, view)))
-        watch.say(f"{model.name}: {view.mode}, Q = {view.scale}: {_in_words(scores.totals, spent[view])}")
+        watch.say(f"{name}: {view.mode}, Q = {view.scale}: {_in_words(scores.totals, spent[view])}")
 
 
 def _whole(folder: Location, name: str | None, watch: Watch) -> bool:

@@ -1,0 +1,33 @@
+"""What all parts of a run share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cluster.interrupt import Stop
+from cluster.track import Tracker
+from jobs.check import Checked
+from jobs.lease import Lease
+from jobs.store import StageFolder, read_json, write_json
+from jobs.watch import Watch
+from pipelines.location import Location
+
+
+@dataclass(frozen=True)
+class Site:
+    """`folders`: where each stage is, or will be. `parent`: the job's run in MLflow."""
+
+    checked: Checked
+    folders: Mapping[str, StageFolder]
+    tracker: Tracker
+    parent: str
+    watch: Watch
+    stop: Stop
+    lease: Lease
+
+
+def open_run(tracker: Tracker, note: Location, name: str, parent: str | None, tags: Mapping[str, str]) -> str:
+    """A run in MLflow whose id is kept in the file `note`, so that a later attempt goes on in it."""
+    known = read_json(note) or {}
+    run = tracker.open_run(name, parent, tags, known.get("run") if known.get("uri") == tracker.uri else None)
+    write_json(note, {"uri": tracker.uri, "run": run})
+    return run

@@ -1,0 +1,110 @@
+"""The stages of a run: each is trained in a thread of its own, or was done before."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from cluster import launch, nets, schedule
+from cluster.attempt import Stage
+from cluster.place import Shape
+from cluster.settings import StageSettings
+from jobs import metrics, schema, tables
+from jobs.board import Phase
+from jobs.checkpoints import Model, net_file
+from jobs.plan import Decision
+from jobs.results import scale_text
+from jobs.site import Site, open_run
+from jobs.store import Finished, StageFolder, read_json, read_text, write_text
+from pipelines.errors import TrainingError
+
+
+class Stages:
+    """`finished`: those that are done. `runs`: in MLflow, of those that are this job's own."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self.finished: dict[str, Finished] = {}
+        self.runs: dict[str, str] = {}
+
+    def find(self, decision: Decision) -> None:
+        """A stage that was done before, if it is."""
+        folder, watch = self._site.folders[decision.stage], self._site.watch
+        finished = folder.finished()
+        if finished is None:
+            watch.set(folder.name, Phase.LEFT_OUT, decision.reason)
+            return
+        self.finished[folder.name] = finished
+        if folder.job is None:  # what this job's tests come to is no part of another job's run
+            self.runs[folder.name] = str((read_json(folder.path / "run.json") or {}).get("run", ""))
+        watch.recall(folder.name, finished.epochs)
+        watch.set(folder.name, Phase.DONE, decision.reason)
+
+    def train(self, decision: Decision, on: Shape, hear: launch.Listen) -> None:
+        """To its end. `hear` gets the workers' records first. Raises VerydeepError, and KeyboardInterrupt at a stop."""
+        site, name = self._site, decision.stage
+        folder, settings = site.folders[name], site.checked.job.stages[name]
+        title = f"net {settings.net}, S {scale_text(settings.scale)}"
+        site.watch.say(f"{name}: {title}: {decision.action.value}, {decision.reason}; on {on}")
+        folder.begin()
+        self.finished[name] = finished = self._train(folder, settings, on, hear)
+        best = f"best validation accuracy {finished.accuracy:.3f}"
+        site.watch.set(name, Phase.DONE, f"{len(finished.epochs)} epochs, {best}")
+
+    def model(self, name: str) -> Model:
+        """The net that a finished stage delivers."""
+        place = self.finished[name].delivered
+        return Model(name, place, nets.look(place))
+
+    def _train(self, folder: StageFolder, settings: StageSettings, on: Shape, hear: launch.Listen) -> Finished:
+        site, job, data = self._site, self._site.checked.job, self._site.checked.data
+        run = open_run(site.tracker, folder.path / "run.json", folder.name, site.parent, self._tags(folder, on))
+        self.runs[folder.name] = run
+        site.tracker.parameters(run, settings.model_dump(by_alias=True, mode="json"))
+        start, place = self._start(settings), folder.path.absolute
+        stage = Stage(folder.name, settings, data.train, data.val, place, start, run, job.checkpoints)
+        unreadable: dict[str, str] = {}
+
+        def listen(record: dict[str, Any]) -> None:
+            hear(record)
+            if record["kind"] == "unreadable":
+                unreadable[record["name"]] = record["reason"]
+            site.watch.hear(folder.name, record)
+            metrics.track(site.tracker, run, record)
+
+        with site.tracker.ending(run):
+            try:
+                launch.train_stage(stage, on, job.cluster, listen, site.stop)
+            finally:
+                self._list_unreadable(run, folder, unreadable)
+            finished = self._finish(folder, settings)
+            site.tracker.artifact(run, finished.delivered, "checkpoints")
+        return finished
+
+    def _finish(self, folder: StageFolder, settings: StageSettings) -> Finished:
+        progress = folder.progress()
+        if progress.step or not schedule.finished(settings, progress.accuracies):
+            raise TrainingError(f"stage {folder.name}: its last checkpoint has vanished from {folder.path}")
+        self._site.lease.check()
+        return folder.finish(progress, settings.deliver)
+
+    def _start(self, settings: StageSettings) -> str | None:
+        """The file of the net that a stage starts from."""
+        source = settings.init.source
+        if source is None:
+            return None
+        return (net_file(source) if schema.is_file(source) else self.finished[source].delivered).absolute
+
+    def _tags(self, folder: StageFolder, on: Shape) -> Mapping[str, str]:
+        job = self._site.checked.job
+        s = job.stages[folder.name]
+        told = {"stage": folder.name, "net": s.net, "S": scale_text(s.scale)}
+        return {"job": job.name, **told, "key": folder.key, "workers": str(on.workers)}
+
+    def _list_unreadable(self, run: str, folder: StageFolder, unreadable: dict[str, str]) -> None:
+        """Writes the names of images that could not be decoded, and why, beside the checkpoints and to MLflow."""
+        if unreadable:
+            path = folder.path / "unreadable.csv"
+            before = read_text(path)  # of an earlier attempt
+            if before is not None:
+                unreadable = {**dict(tables.csv_lines(before)), **unreadable}
+            write_text(path, tables.csv_text([("image", "reason"), *sorted(unreadable.items())]))
+            self._site.tracker.artifact(run, path)

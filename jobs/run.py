@@ -73,9 +73,7 @@ def _connected(checked: Checked, watch: Watch) -> Iterator[Shape]:
 class _Run:
     """One run of a job on one cluster."""
 
-    def __init__(
-        self, checked: Checked, choice: Choice, shape: Shape, watch: Watch, stop: Stop, lease: Lease
-    ) -> None:
+    def __init__(self, checked: Checked, choice: Choice, shape: Shape, watch: Watch, stop: Stop, lease: Lease) -> None:
         self._checked, self._choice, self._shape = checked, choice, shape
         self._watch, self._stop, self._lease = watch, stop, lease
 

@@ -100,9 +100,7 @@ def complete(
 
 def results_of(test: Trial, data: DataSet, folder: Location, most_unreadable: float) -> list[Result]:
     """A result for each line of the test's table, of posteriors that are there. Raises DataError or TrainingError."""
-    return [
-        _result(test, group, mode, data, folder, most_unreadable) for group in test.groups for mode in test.modes
-    ]
+    return [_result(test, group, mode, data, folder, most_unreadable) for group in test.groups for mode in test.modes]
 
 
 def _compute(

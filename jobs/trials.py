@@ -32,9 +32,7 @@ class Trials:
     @property
     def needs(self) -> dict[str, list[str]]:
         """The parts that test a net each, and the stages that they wait for."""
-        return {
-            part: [] if schema.is_file(subject) else [subject] for part, subject in self._subjects.items()
-        }
+        return {part: [] if schema.is_file(subject) else [subject] for part, subject in self._subjects.items()}
 
     def carry_out(self, part: str, on: Shape, hear: Listen) -> None:
         """All that the tests look at with one net. Raises VerydeepError, and KeyboardInterrupt at a stop."""
@@ -66,7 +64,9 @@ class Trials:
         site = self._site
         if not found:
             return
-        before = [] if len(self._names) == len(site.checked.job.evaluations) else stored.read(site.checked.store).results
+        before = (
+            [] if len(self._names) == len(site.checked.job.evaluations) else stored.read(site.checked.store).results
+        )
         others = [result for result in before if result.test not in self._names]
         publish.publish([*found, *others], site.checked.store.root, site.tracker, site.parent)
         for result in found:

@@ -69,10 +69,14 @@ class Kill:
         return cls(rng.choice(("worker", "workers", "driver")), rng.random() < 0.8, rng.uniform(0, 4))
 
 
+def job(storage: Path, name: str, epochs: int) -> str:
+    return JOB.format(name=name, storage=storage, epochs=epochs)
+
+
 class CrashedJob:
-    def __init__(self, storage: Path, name: str, epochs: int) -> None:
+    def __init__(self, storage: Path, name: str, text: str) -> None:
         self.file = storage / f"{name}.yaml"
-        self.file.write_text(JOB.format(name=name, storage=storage, epochs=epochs))
+        self.file.write_text(text)
         self._log = storage / f"{name}.log"
         self._ray = tempfile.mkdtemp(prefix="vd")  # short, since Ray's sockets lie below it
         self._process = self._start()

@@ -23,7 +23,7 @@ from cluster.train import Stage
 from pipelines.shards import DataSet
 from tests.cluster.chaos import send, train_workers
 from tests.cluster.runs import Listener, in_epoch, saved, stage
-from tests.jobs.crash import CrashedJob, Kill
+from tests.jobs.crash import CrashedJob, Kill, job
 
 EPOCHS = 60
 ELASTIC = ClusterSettings(workers=(1, 2), collective_timeout_seconds=10)
@@ -122,9 +122,9 @@ def test_a_worker_that_hangs_is_replaced(workers: int, nodes: Cluster, digits: t
 def test_twenty_kills_at_random_moments_change_no_bit(tmp_path: Path) -> None:
     seed = int(os.environ.get("SEED", "0"))
     rng = random.Random(seed)
-    alone = CrashedJob(tmp_path, "alone", epochs=40)
+    alone = CrashedJob(tmp_path, "alone", job(tmp_path, "alone", 40))
     alone.run()
-    killed = CrashedJob(tmp_path, "killed", epochs=40)
+    killed = CrashedJob(tmp_path, "killed", job(tmp_path, "killed", 40))
     killed.run(Kill.draw(rng) for _ in range(20))
     expected, found = alone.weights(tmp_path), killed.weights(tmp_path)
     assert all(torch.equal(found[key], expected[key]) for key in expected)

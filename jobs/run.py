@@ -2,24 +2,28 @@
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from cluster import interrupt, launch, nets, place, schedule
 from cluster.attempt import Stage
+from cluster.interrupt import Stop
 from cluster.place import Shape
 from cluster.settings import EvaluationSettings, StageSettings
 from cluster.track import Tracker, default_uri
-from jobs import publish, report, results, schema, stored, tables, testing
+from jobs import decide, publish, report, results, schema, selection, stored, tables, testing
 from jobs.check import Checked
 from jobs.checkpoints import Model, net_file
-from jobs.plan import Action, Decision, plan
+from jobs.holder import Holder
+from jobs.lease import Lease, held
+from jobs.plan import Action, Decision
 from jobs.results import Result, scale_text
+from jobs.selection import Choice
 from jobs.store import TESTS, Finished, StageFolder, read_json, read_text, write_json, write_text
 from jobs.testing import Trial
 from jobs.watch import Watch
-from pipelines.errors import CheckpointError, ClusterError, SettingsError, TrainingError
+from pipelines.errors import CheckpointError, ClusterError, TrainingError
 from pipelines.location import Location
 
 # By their names in records: what a stretch of steps and an epoch both have, and an epoch alone; as they are in MLflow.
@@ -45,23 +49,17 @@ _EPOCH_METRICS = {
 }
 
 
-def decisions(checked: Checked, only: str | None, fresh: bool) -> list[Decision]:
-    """What will be done with each stage. Raises SettingsError if `only` cannot be run by itself."""
-    job, states = checked.job, checked.states()
-    wanted = set(checked.order)
-    if only is not None:
-        if only not in job.stages:
-            raise SettingsError(f"--only {only}: there is no such stage; there are {', '.join(job.stages)}")
-        wanted = {only}
-        source = job.stages[only].init.source
-        if source in states and not states[source].finished:
-            raise SettingsError(f"--only {only}: it starts from {source}, which is not done yet")
-    return plan(checked.order, states, wanted, fresh)
-
-
-def run(checked: Checked, only: str | None = None, fresh: bool = False) -> list[Result]:
+def run(checked: Checked, choice: Choice | None = None) -> list[Result]:
     """Runs the job to its end and returns the results of its tests. Raises VerydeepError."""
-    todo = decisions(checked, only, fresh)
+    choice = choice or Choice()
+    selection.wanted(checked.job, choice)
+    stop = Stop()
+    with held(checked.store.root, stop, Holder.here()) as lease:
+        return _run(checked, choice, stop, lease)
+
+
+def _run(checked: Checked, choice: Choice, stop: Stop, lease: Lease) -> list[Result]:
+    todo = decide.decisions(checked, choice)
     uri = default_uri(checked.job.root)
     watch = Watch()
     watch.say(f"{checked.job.name}: {checked.training.rows} images, {len(checked.training.manifest.classes)} classes")
@@ -69,15 +67,18 @@ def run(checked: Checked, only: str | None = None, fresh: bool = False) -> list[
     try:
         shape = place.shape(checked.job.cluster)
         checked.store.create()
-        checked.store.note_stages(checked.folders)
+        folders = checked.begun(todo)
+        checked.store.note_stages(folders)
         watch.say(f"Ray: {cluster}; {shape}")
         with interrupt.raised(), _tracked(checked, uri) as (tracker, parent):
-            chain = _Chain(checked, shape, watch, tracker, parent)
+            chain = _Chain(checked, folders, shape, watch, tracker, parent, lease)
             for decision in todo:
+                if stop.asked:
+                    raise stop.error()
                 chain.stage(decision)
-            found = chain.tests() if only is None else []
+            found = chain.tests(selection.tests(checked.job, choice))
             page = chain.report()
-            if only is None:
+            if not choice.only:
                 chain.register(found)
     finally:
         watch.done()
@@ -117,15 +118,18 @@ def _open(tracker: Tracker, note: Location, name: str, parent: str | None, tags:
 class _Chain:
     """The stages and tests of one job on one cluster."""
 
-    def __init__(self, checked: Checked, shape: Shape, watch: Watch, tracker: Tracker, parent: str) -> None:
-        self._checked, self._shape, self._watch = checked, shape, watch
-        self._tracker, self._parent = tracker, parent
+    def __init__(
+        self, checked: Checked, folders: Mapping[str, StageFolder], shape: Shape, watch: Watch, tracker: Tracker,
+        parent: str, lease: Lease,
+    ) -> None:  # fmt: skip
+        self._checked, self._folders, self._shape, self._watch = checked, folders, shape, watch
+        self._tracker, self._parent, self._lease = tracker, parent, lease
         self._finished: dict[str, Finished] = {}
         self._runs: dict[str, str] = {}
 
     def stage(self, decision: Decision) -> None:
         name = decision.stage
-        folder = self._checked.folders[name]
+        folder = self._folders[name]
         settings = self._checked.job.stages[name]
         self._watch.say(
             f"\n{name}: net {settings.net}, S {scale_text(settings.scale)}: {decision.action.value}, {decision.reason}"
@@ -135,12 +139,11 @@ class _Chain:
             if finished:
                 self._finished[name] = finished
             return
-        if decision.action is Action.AGAIN:
-            folder.clear()
         if decision.action is Action.REUSE:
             finished = folder.finished()
             assert finished is not None
-            self._runs[name] = str((read_json(folder.path / "run.json") or {}).get("run", ""))
+            if folder.job is None:  # what this job's tests come to is no part of another job's run
+                self._runs[name] = str((read_json(folder.path / "run.json") or {}).get("run", ""))
         else:
             finished = self._train(folder, settings)
         self._finished[name] = finished
@@ -149,6 +152,7 @@ class _Chain:
 
     def _train(self, folder: StageFolder, settings: StageSettings) -> Finished:
         job, data = self._checked.job, self._checked.data
+        folder.begin()
         source = settings.init.source
         start = None
         if source is not None:
@@ -180,6 +184,7 @@ class _Chain:
                     raise TrainingError(f"stage {folder.name}: its last checkpoint has vanished from {folder.path}")
             finally:
                 self._list_unreadable(run, folder, unreadable)
+            self._lease.check()
             finished = folder.finish(progress, settings.deliver)
             self._tracker.artifact(run, finished.delivered, "checkpoints")
         return finished
@@ -205,23 +210,29 @@ class _Chain:
             name = f"rows_read_per_row_used.worker_{record['rank']}"
             self._tracker.metrics(run, {name: record["read_per_used"]}, record["epoch"], record["time"])
 
-    def tests(self) -> list[Result]:
-        """Carries out the job's tests, as far as their posteriors are not known; writes and tracks their tables."""
+    def tests(self, names: Sequence[str]) -> list[Result]:
+        """Carries out these of the job's tests, as far as their posteriors are not known; writes and tracks tables."""
         checked, root = self._checked, self._checked.store.root
-        todo = [self._test(name, settings) for name, settings in checked.job.evaluations.items()]
+        todo = [self._test(name, checked.job.evaluations[name]) for name in names]
         if not todo:
             return []
         self._watch.say("\ntests")
         tested = {model.name for test in todo for model in test.models} & checked.job.stages.keys()
         most = min((checked.job.stages[name].max_unreadable for name in tested), default=0.01)
         found = testing.carry_out(todo, checked.validation, root / TESTS, self._shape, self._watch, most)
-        publish.publish(found, root, self._tracker, self._parent)
+        publish.publish([*found, *self._others(names)], root, self._tracker, self._parent)
         for result in found:
             if result.model in self._runs:  # a stage by itself
                 values = publish.errors(result, with_mode=True)
                 run = self._runs[result.model]
                 self._tracker.metrics(run, {f"test.{result.test}.{key}": value for key, value in values.items()}, 0)
         return found
+
+    def _others(self, names: Sequence[str]) -> list[Result]:
+        """What other tests of the job came to before, which keep their place in the tables."""
+        if set(names) == set(self._checked.job.evaluations):
+            return []
+        return [result for result in stored.read(self._checked.store).results if result.test not in names]
 
     def register(self, found: list[Result]) -> None:
         """The chain's best net: by its tests, or without any by validation; a registry that fails is warned of."""

@@ -1,7 +1,8 @@
 """All that can be found wrong with a job before a worker starts: data sets, classes, what stages start from."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from cluster.nets import Label
 from cluster.settings import StageSettings
 from jobs import checkpoints, fingerprint, graph, schema
 from jobs.checkpoints import Model
-from jobs.plan import State
+from jobs.past import READERS
+from jobs.plan import Action, Decision, State
+from jobs.reasons import Past
 from jobs.schema import Data, Job, frozen_at_random, is_file
 from jobs.store import StageFolder, Store
 from pipelines import sources
@@ -26,7 +29,10 @@ _DIGITS = f"digits-v1.{VERSION}"  # the first number rises when they are drawn i
 
 @dataclass(frozen=True)
 class Checked:
-    """A job whose data sets are open and whose stages have their keys: ready to be planned and run."""
+    """A job whose data sets are open and whose stages have their keys: ready to be planned and run.
+
+    `folders`: where each stage is, another job's if it is done there alone. `files`: that tests name, beside stages.
+    """
 
     job: Job
     store: Store
@@ -35,18 +41,34 @@ class Checked:
     validation: DataSet
     order: list[str]
     folders: dict[str, StageFolder]
-    files: dict[str, Model]  # that tests name, beside stages
+    files: dict[str, Model]
 
     def states(self) -> dict[str, State]:
-        states = {}
-        for name, folder in self.folders.items():
-            finished = folder.finished()
-            if finished is not None:
-                states[name] = State(True, len(finished.epochs))
-            else:
-                progress = folder.progress()
-                states[name] = State(False, len(progress.epochs), progress.step)
-        return states
+        """What the storage has of each stage. Raises CheckpointError, ClusterError or DataError: it cannot be read."""
+        with ThreadPoolExecutor(READERS) as pool:
+            return dict(zip(self.folders, pool.map(self._state, self.folders.values()), strict=True))
+
+    def _state(self, folder: StageFolder) -> State:
+        finished = folder.finished()
+        if finished is not None:
+            return State(True, len(finished.epochs), job=folder.job)
+        progress = folder.progress()
+        steps = -(-self.training.rows // self.job.stages[folder.name].batch)
+        return State(False, len(progress.epochs), progress.step, steps)
+
+    def begun(self, decisions: Iterable[Decision]) -> dict[str, StageFolder]:
+        """Where each stage is, or will be trained; what `--fresh` takes is deleted. All of it before the first stage is
+        trained: if that is broken off, a run without `--fresh` goes on with it. Raises ClusterError."""
+        folders = dict(self.folders)
+        for decision in decisions:
+            if decision.action is Action.AGAIN:
+                folders[decision.stage] = self.store.own(folders[decision.stage])
+                folders[decision.stage].begin(fresh=True)
+        return folders
+
+    def now(self) -> dict[str, Past]:
+        """The stages as they are now, to be compared with what they were."""
+        return {name: Past(f.key, f.content or {}, f.source, "") for name, f in self.folders.items()}
 
 
 def check(job: Job) -> Checked:
@@ -71,13 +93,15 @@ def check(job: Job) -> Checked:
     folders: dict[str, StageFolder] = {}
     for name in order:
         stage = job.stages[name]
-        key = fingerprint.stage_key(
+        content = fingerprint.content(
             stage.model_dump(by_alias=True, mode="json"),
             training.manifest.fingerprint,
             validation.manifest.fingerprint,
             _start_key(name, stage, folders, training.manifest.classes),
         )
-        folders[name] = store.stage(name, key)
+        folders[name] = store.stage(name, fingerprint.key(content), content, stage.init.source)
+    with ThreadPoolExecutor(READERS) as pool:
+        folders = dict(zip(folders, pool.map(store.found, folders.values()), strict=True))
     return Checked(job, store, data, training, validation, order, folders, _tested_files(job, validation))
 
 

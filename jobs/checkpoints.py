@@ -14,7 +14,7 @@ from pipelines.errors import CheckpointError, DataError, first_line
 from pipelines.location import Location
 from pipelines.shards import DataSet
 
-_STAGE = re.compile(r"(.+)-[0-9a-f]{12}")  # a stage's folder
+STAGE = re.compile(r"(.+)-[0-9a-f]{12}")  # a stage's folder
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def unlike(name: str, taken: Container[str]) -> str:
 def name_of(place: Location) -> str:
     """The stage's name, or the file's without its ending."""
     path = PurePosixPath(place.path)
-    stage = _STAGE.fullmatch(path.parent.name)
+    stage = STAGE.fullmatch(path.parent.name)
     return stage[1] if stage else path.stem
 
 

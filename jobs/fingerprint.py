@@ -12,17 +12,22 @@ RECIPE_VERSION = 4
 _WITHOUT_EFFECT = ("max_unreadable", "micro_batch", "compile", "after")
 
 
-def stage_key(settings: dict[str, Any], training: str, validation: str, start: str | None) -> str:
-    """`settings`: the stage's, plain; `training`, `validation`: the data sets' fingerprints; `start`: the key of the
-    stage, or the seal of the file, that it starts from."""
+def content(settings: dict[str, Any], training: str, validation: str, start: str | None) -> dict[str, Any]:
+    """All that determines a stage's result, plain: what its key is made of.
+
+    `settings`: the stage's; `training`, `validation`: the data sets' fingerprints; `start`: the key of the stage, or
+    the seal of the file, that it starts from.
+    """
     # Which stage it starts from is told by that stage's key; its name changes nothing.
     init = {k: v for k, v in settings["init"].items() if k != "from"}
-    settings = {k: v for k, v in settings.items() if k not in _WITHOUT_EFFECT} | {"init": init}
-    content = {
+    return {
         "recipe": RECIPE_VERSION,
-        "settings": settings,
+        "settings": {k: v for k, v in settings.items() if k not in _WITHOUT_EFFECT} | {"init": init},
         "training": training,
         "validation": validation,
         "start": start,
     }
+
+
+def key(content: dict[str, Any]) -> str:
     return sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -15,11 +15,20 @@ class Action(Enum):
 
 @dataclass(frozen=True)
 class State:
-    """What the storage has of a stage: finished, or so many epochs of it, and steps of the one after them."""
+    """What the storage has of a stage: finished, or so many epochs of it, and steps of the one after them.
+
+    `steps`: of an epoch, if that is known. `job`: whose folder it is in, if another's.
+    """
 
     finished: bool
     epochs: int
     step: int = 0
+    steps: int | None = None
+    job: str | None = None
+
+    @property
+    def begun(self) -> bool:
+        return self.epochs > 0 or self.step > 0
 
 
 @dataclass(frozen=True)
@@ -29,26 +38,32 @@ class Decision:
     reason: str
 
 
-def plan(order: list[str], states: Mapping[str, State], wanted: set[str], fresh: bool) -> list[Decision]:
-    """A decision for each stage of `order`. `wanted`: the stages to run; `fresh`: run them though they are done."""
-    decisions = []
-    for stage in order:
-        state = states[stage]
-        if stage not in wanted:
-            decision = Decision(stage, Action.SKIP, "not asked for")
-        elif fresh:
-            decision = Decision(stage, Action.AGAIN, "--fresh")
-        elif state.finished:
-            decision = Decision(stage, Action.REUSE, f"finished after {state.epochs} epochs")
-        elif state.epochs or state.step:
-            decision = Decision(stage, Action.RESUME, _place(state))
-        else:
-            decision = Decision(stage, Action.TRAIN, "nothing with these settings and data in the storage")
-        decisions.append(decision)
-    return decisions
+def plan(
+    order: list[str], states: Mapping[str, State], wanted: set[str], fresh: bool, reasons: Mapping[str, str]
+) -> list[Decision]:
+    """A decision for each stage of `order`. `wanted`: the stages to run; `fresh`: run them though they are done;
+    `reasons`: why each of those that the storage has nothing of has to run (see `reasons`)."""
+    return [_decision(stage, states[stage], stage in wanted, fresh, reasons.get(stage, "")) for stage in order]
 
 
-def _place(state: State) -> str:
-    if not state.step:
-        return f"after epoch {state.epochs}"
-    return f"after epoch {state.epochs}, step {state.step}" if state.epochs else f"after step {state.step}"
+def _decision(stage: str, state: State, wanted: bool, fresh: bool, reason: str) -> Decision:
+    if not wanted:
+        return Decision(stage, Action.SKIP, "not asked for")
+    if fresh:
+        return Decision(stage, Action.AGAIN, "--fresh")
+    if state.finished:
+        finished = f"finished after {count(state.epochs, 'epoch')}"
+        return Decision(stage, Action.REUSE, f"in job {state.job} ({finished})" if state.job else finished)
+    where = place(state.epochs, state.step, state.steps)
+    return Decision(stage, Action.RESUME, where) if where else Decision(stage, Action.TRAIN, reason)
+
+
+def place(epochs: int, step: int, steps: int | None = None) -> str:
+    """Where a stage stands: `after epoch 3, step 40 of 90`; nothing if it stands at its beginning."""
+    of = f" of {steps}" if steps else ""
+    parts = [f"epoch {epochs}"] * bool(epochs) + [f"step {step}{of}"] * bool(step)
+    return f"after {', '.join(parts)}" if parts else ""
+
+
+def count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' * (number != 1)}"

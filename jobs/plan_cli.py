@@ -2,23 +2,25 @@
 
 import argparse
 
-from jobs import run_cli, schema
+from jobs import schema, selection
+from jobs.selection import Choice
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     schema.add_arguments(parser)
-    run_cli.add_choice(parser)
+    selection.add_arguments(parser)
     parser.set_defaults(verb=_plan)
 
 
 def _plan(options: argparse.Namespace) -> None:
-    job = schema.load(options.job, options.changes)
+    job, choice = schema.load(options.job, options.changes), Choice.of(options)
+    selection.check_names(job, choice)
     from cluster import schedule  # slow imports: a wrong job file is told of at once
-    from jobs import check, run
+    from jobs import check, decide
     from jobs.results import scale_text
 
     checked = check.check(job)
-    for decision in run.decisions(checked, options.only, options.fresh):
+    for decision in decide.decisions(checked, choice):
         stage = job.stages[decision.stage]
         steps = -(-checked.training.rows // stage.batch) * stage.epochs
         start = stage.init.source or "random weights"

@@ -2,23 +2,19 @@
 
 import argparse
 
-from jobs import schema
+from jobs import schema, selection
+from jobs.selection import Choice
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     schema.add_arguments(parser)
-    add_choice(parser)
+    selection.add_arguments(parser)
     parser.set_defaults(verb=run)
 
 
-def add_choice(parser: argparse.ArgumentParser) -> None:
-    """Which stages."""
-    parser.add_argument("--only", metavar="STAGE", help="run this stage alone")
-    parser.add_argument("--fresh", action="store_true", help="run stages again though they are done")
-
-
 def run(options: argparse.Namespace) -> None:
-    job = schema.load(options.job, options.changes)
+    job, choice = schema.load(options.job, options.changes), Choice.of(options)
+    selection.check_names(job, choice)
     from jobs import check, run  # slow imports: a wrong job file is told of at once
 
-    run.run(check.check(job), options.only, options.fresh)
+    run.run(check.check(job), choice)

@@ -2,17 +2,25 @@
 
 runs/<job>/job.yaml                  the job with every setting written out
 runs/<job>/job.json                  the job's run in MLflow
-runs/<job>/stages.json               the keys of its stages: which folders are the job's as it is now
-runs/<job>/<stage>-<key>/            one stage: checkpoints, run.json (its run in MLflow), and last, done.json
+runs/<job>/stages.json               its stages: their keys, and which folders are the job's as it is now
+runs/<job>/<stage>-<key>/            one stage: first key.json (what its key is made of), then checkpoints and run.json
+                                     (its run in MLflow), last done.json
 runs/<job>/results.json              the tests; as tables, too: results.csv, results.md
 runs/<job>/tests/                    the posteriors of their nets
 runs/<job>/report.html               all of it as a page
+runs/<job>/lease.json, stop.json     who runs it, and the wish that he stops (see `lease`)
+stages/<key>.json                    in which jobs' folders the stage with this key is done, for other jobs
+
+Each file is there whole or not at all. One alone makes a stage done, done.json; what is written before it (checkpoints,
+an entry in stages/) counts for nothing without it, so that a driver may be killed between any two writes.
 """
 
 import json
 import os
 import uuid
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -22,30 +30,55 @@ from cluster.checkpoint import Epoch, Progress
 from pipelines.errors import CheckpointError, ClusterError, DataError, first_line
 from pipelines.location import Location
 
-JOB, STAGES, DONE = "job.yaml", "stages.json", "done.json"
+JOB, STAGES, DONE, KEY = "job.yaml", "stages.json", "done.json", "key.json"
 RESULTS, TESTS, REPORT = "results.json", "tests", "report.html"
+INDEX = "stages"  # beside runs/
 
+_MOST_COPIES = 8  # folders of one stage that the index names, the newest first
 _EPOCHS = TypeAdapter(list[Epoch])
 
 
 @dataclass(frozen=True)
 class StageFolder:
-    """The folder of the stage `name` with the key `key`; another key is another folder."""
+    """The folder of the stage `name` with the key `key`; another key is another folder.
+
+    `path`: where it is, in another job's folder if `job` names that one. `content`: what the key is made of. `source`:
+    the stage or file that it starts from, for people.
+    """
 
     path: Location
     name: str
     key: str
+    content: Mapping[str, Any] | None = None
+    source: str | None = None
+    job: str | None = None
 
     def finished(self) -> "Finished | None":
+        """None, too, if what marks it as done is damaged, or the net that it delivers is gone."""
         content = read_json(self.path / DONE)
         if content is None or content.get("key") != self.key:
             return None
-        finished = Finished(self.path / content["delivered"], epochs_of(content))
-        return finished if finished.delivered.exists() else None
+        try:
+            finished = Finished(self.path / str(content["delivered"]), epochs_of(content))
+        except (KeyError, ValueError):
+            return None
+        return finished if finished.epochs and finished.delivered.exists() else None
 
     def progress(self) -> Progress:
-        """Where an unfinished run stands."""
+        """Where an unfinished run stands. Raises CheckpointError."""
+        if (read_json(self.path / KEY) or {}).get("clearing"):
+            return Progress()
         return checkpoint.progress(self.path)
+
+    def begin(self, fresh: bool = False) -> None:
+        """Before it is trained: notes what its key is made of. With `fresh`, what is there is deleted; then, too, if
+        that was begun before, and broken off. Raises ClusterError."""
+        noted = read_json(self.path / KEY) or {}
+        if fresh or noted.get("clearing"):
+            self._clear()
+        elif noted.get("key") == self.key:
+            return
+        write_json(self.path / KEY, self._note(fresh or noted.get("fresh") is True))
 
     def finish(self, progress: Progress, deliver: str) -> "Finished":
         """Marks the stage as done. Raises CheckpointError: the checkpoint that it delivers is not there."""
@@ -53,13 +86,22 @@ class StageFolder:
         if not delivered.exists():
             raise CheckpointError(f"{delivered}: no such checkpoint, of the epoch that stage {self.name} delivers")
         epochs = [asdict(epoch) for epoch in progress.epochs]
+        _note_copy(self)  # first: without a done.json it is of no effect
         write_json(self.path / DONE, {"key": self.key, "delivered": delivered.name, "epochs": epochs})
         return Finished(delivered, progress.epochs)
 
-    def clear(self) -> None:
-        """Raises ClusterError."""
+    def _note(self, fresh: bool) -> dict[str, Any]:
+        begun = datetime.now(UTC).isoformat(timespec="seconds")
+        return {"key": self.key, "content": self.content, "from": self.source, "begun": begun, "fresh": fresh}
+
+    def _clear(self) -> None:
+        """In such an order that a stage cleared by half is neither done nor goes on."""
+        write_json(self.path / KEY, {**self._note(fresh=True), "clearing": True})
         try:
-            self.path.delete_folder()
+            (self.path / DONE).delete()
+            for name, place in self.path.files().items():
+                if name != KEY:
+                    place.delete()
         except OSError as error:
             raise ClusterError(f"storage: {self.path} cannot be deleted: {reason(error)}") from error
 
@@ -120,17 +162,70 @@ class Store:
         except OSError as error:
             raise ClusterError(f"storage: {self.root} cannot be written: {reason(error)}") from error
 
-    def stage(self, name: str, key: str) -> StageFolder:
-        return StageFolder(self.root / f"{name}-{key[:12]}", name, key)
+    def stage(
+        self, name: str, key: str, content: Mapping[str, Any] | None = None, source: str | None = None
+    ) -> StageFolder:
+        """In the job's own folder; nothing is read."""
+        return StageFolder(self.root / f"{name}-{key[:12]}", name, key, content, source)
 
-    def note_stages(self, folders: dict[str, StageFolder]) -> None:
+    def own(self, folder: StageFolder) -> StageFolder:
+        """The same stage in the job's own folder, such as to train it there."""
+        return self.stage(folder.name, folder.key, folder.content, folder.source)
+
+    def found(self, folder: StageFolder) -> StageFolder:
+        """The same stage where it is done: in the job's own folder, or another job's; the own one if it is not, or was
+        begun with --fresh. Raises ClusterError or DataError."""
+        own = self.own(folder)
+        if own.finished() is not None or (read_json(own.path / KEY) or {}).get("fresh") is True:
+            return own
+        there = (replace(own, path=path, job=path.parent.name) for path in _copies(own) if path.path != own.path.path)
+        return next((copy for copy in there if copy.finished() is not None), own)
+
+    def note_stages(self, folders: Mapping[str, StageFolder]) -> None:
         """For those who have the folder alone. Raises ClusterError."""
-        write_json(self.root / STAGES, {name: folder.key for name, folder in folders.items()})
+        noted = {name: {"key": f.key, "folder": f.path.name, "job": f.job} for name, f in folders.items()}
+        write_json(self.root / STAGES, noted)
 
     def noted_stages(self) -> dict[str, StageFolder]:
         """None before a run has noted them. Raises ClusterError."""
         noted = read_json(self.root / STAGES) or {}
-        return {name: self.stage(name, key) for name, key in noted.items() if isinstance(key, str)}
+        found = {name: self._noted(name, note) for name, note in noted.items()}
+        return {name: folder for name, folder in found.items() if folder is not None}
+
+    def _noted(self, name: str, note: object) -> StageFolder | None:
+        match note:
+            case str():  # as earlier versions wrote it
+                return self.stage(name, note)
+            case {"key": str(key), "folder": str(folder), "job": None}:
+                return replace(self.stage(name, key), path=self.root / folder)
+            case {"key": str(key), "folder": str(folder), "job": str(job)}:
+                return replace(self.stage(name, key), path=self.root.parent / job / folder, job=job)
+        return None
+
+
+def _index(folder: StageFolder) -> Location:
+    return folder.path.parent.parent.parent / INDEX / f"{folder.key}.json"
+
+
+def _copies(own: StageFolder) -> list[Location]:
+    """The folders in which the index says that the stage is done, the newest first."""
+    noted = (read_json(_index(own)) or {}).get("copies")
+    runs = own.path.parent.parent
+    return [runs / job / folder for job, folder in map(_copy, noted if isinstance(noted, list) else []) if job]
+
+
+def _copy(note: object) -> tuple[str, str]:
+    match note:
+        case {"job": str(job), "folder": str(folder)}:
+            return job, folder
+    return "", ""
+
+
+def _note_copy(own: StageFolder) -> None:
+    """Relative to the storage, so that it can be moved."""
+    places = [own.path, *(place for place in _copies(own) if place.path != own.path.path)]
+    copies = [{"job": place.parent.name, "folder": place.name} for place in places[:_MOST_COPIES]]
+    write_json(_index(own), {"key": own.key, "copies": copies})
 
 
 def write_json(place: Location, content: dict[str, Any]) -> None:

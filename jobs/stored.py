@@ -118,9 +118,10 @@ def _stage(folder: StageFolder, settings: StageSettings) -> StoredStage:
         if content is not None and finished:
             stage = StoredStage(folder.name, settings, epochs_of(content), True, done.changed())
             return _with_seal(stage, folder.path / content["delivered"])
-        epochs, files = checkpoint.progress(folder.path).epochs, checkpoint.files_of(folder.path)
+        epochs, files = folder.progress().epochs, checkpoint.files_of(folder.path)
         changed = files[max(files)].changed() if files else None
-        return StoredStage(folder.name, settings, epochs, False, changed)
+        gone = f"it was done in job {folder.job}, and {folder.path} is no more" if folder.job and not files else None
+        return StoredStage(folder.name, settings, epochs, False, changed, gone)
     except CheckpointError as error:
         return StoredStage(folder.name, settings, [], finished, None, first_line(error))
     except (KeyError, TypeError, ValueError):

@@ -6,6 +6,7 @@
     ├── CheckpointError    a checkpoint that cannot be read, or is of another net
     │   └── DamagedError   one that is not whole
     ├── ClusterError       the cluster cannot give what the job asks for
+    ├── LeaseError         a job that another driver runs, or nobody
     ├── TrainingError      training that cannot go on, such as a loss that is not finite
     └── BenchError         contenders that cannot be compared
 
@@ -43,6 +44,10 @@ class ClusterError(VerydeepError):
 
 
 class TrainingError(VerydeepError):
+    exit_status = 1
+
+
+class LeaseError(VerydeepError):
     exit_status = 1
 
 

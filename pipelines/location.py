@@ -129,6 +129,12 @@ class Location:
         return self.path.rpartition("/")[2]
 
     @property
+    def parent(self) -> "Location":
+        text, mark, options = self.text.partition("?")
+        path = self.path.rpartition("/")[0]
+        return Location(self.filesystem, path, f"{text.rpartition('/')[0]}{mark}{options}" if "://" in text else path)
+
+    @property
     def disk(self) -> Path | None:
         """The path on a disk of this machine, or one that is mounted like it; None in an object store."""
         return Path(self.path) if isinstance(self.filesystem, arrow_fs.LocalFileSystem) else None
@@ -226,9 +232,16 @@ class Location:
 
     def files(self) -> dict[str, "Location"]:
         """The files right in this folder by their names; none if there is no such folder."""
+        return self._within(arrow_fs.FileType.File)
+
+    def folders(self) -> dict[str, "Location"]:
+        """The folders right in this one, likewise."""
+        return self._within(arrow_fs.FileType.Directory)
+
+    def _within(self, kind: arrow_fs.FileType) -> dict[str, "Location"]:
         chosen = arrow_fs.FileSelector(self.path, allow_not_found=True)
         found = persistently(lambda: self.filesystem.get_file_info(chosen), self)
-        return {info.base_name: self / info.base_name for info in found if info.type == arrow_fs.FileType.File}
+        return {info.base_name: self / info.base_name for info in found if info.type == kind}
 
     def delete(self) -> None:
         """If it is there."""

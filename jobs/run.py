@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster import interrupt, launch, nets, place, schedule
 from cluster.attempt import Stage
+from cluster.interrupt import Stop
 from cluster.place import Shape
 from cluster.settings import EvaluationSettings, StageSettings
 from cluster.track import Tracker, default_uri
@@ -71,8 +72,12 @@ def run(checked: Checked, only: str | None = None, fresh: bool = False) -> list[
         checked.store.create()
         checked.store.note_stages(checked.folders)
         watch.say(f"Ray: {cluster}; {shape}")
-        with interrupt.raised(), _tracked(checked, uri) as (tracker, parent):
-            chain = _Chain(checked, shape, watch, tracker, parent)
+        with (
+            interrupt.noted() as stop,
+            launch.environment(checked.job.cluster),
+            _tracked(checked, uri) as (tracker, parent),
+        ):
+            chain = _Chain(checked, shape, watch, tracker, parent, stop)
             for decision in todo:
                 chain.stage(decision)
             found = chain.tests() if only is None else []
@@ -117,13 +122,15 @@ def _open(tracker: Tracker, note: Location, name: str, parent: str | None, tags:
 class _Chain:
     """The stages and tests of one job on one cluster."""
 
-    def __init__(self, checked: Checked, shape: Shape, watch: Watch, tracker: Tracker, parent: str) -> None:
+    def __init__(self, checked: Checked, shape: Shape, watch: Watch, tracker: Tracker, parent: str, stop: Stop) -> None:
+        self._stop = stop
         self._checked, self._shape, self._watch = checked, shape, watch
         self._tracker, self._parent = tracker, parent
         self._finished: dict[str, Finished] = {}
         self._runs: dict[str, str] = {}
 
     def stage(self, decision: Decision) -> None:
+        self._stop.heed()
         name = decision.stage
         folder = self._checked.folders[name]
         settings = self._checked.job.stages[name]
@@ -174,7 +181,7 @@ class _Chain:
 
         with self._tracker.ending(run):
             try:
-                launch.train_stage(stage, self._shape, job.cluster, listen)
+                launch.train_stage(stage, self._shape, job.cluster, listen, self._stop)
                 progress = folder.progress()
                 if progress.step or not schedule.finished(settings, progress.accuracies):
                     raise TrainingError(f"stage {folder.name}: its last checkpoint has vanished from {folder.path}")
@@ -214,7 +221,7 @@ class _Chain:
         self._watch.say("\ntests")
         tested = {model.name for test in todo for model in test.models} & checked.job.stages.keys()
         most = min((checked.job.stages[name].max_unreadable for name in tested), default=0.01)
-        found = testing.carry_out(todo, checked.validation, root / TESTS, self._shape, self._watch, most)
+        found = testing.carry_out(todo, checked.validation, root / TESTS, self._shape, self._watch, most, self._stop)
         publish.publish(found, root, self._tracker, self._parent)
         for result in found:
             if result.model in self._runs:  # a stage by itself

@@ -13,6 +13,7 @@ from typing import Any
 
 from cluster import launch, posteriors
 from cluster.evaluate import Evaluation
+from cluster.interrupt import Stop
 from cluster.metrics import Totals
 from cluster.place import Shape
 from cluster.posteriors import Posteriors
@@ -61,14 +62,14 @@ class Trial:
 
 
 def carry_out(
-    tests: Sequence[Trial], data: DataSet, folder: Location, on: Shape, watch: Watch, most_unreadable: float
+    tests: Sequence[Trial], data: DataSet, folder: Location, on: Shape, watch: Watch, most_unreadable: float, stop: Stop
 ) -> list[Result]:
-    """A result for each line of the tests' tables. Raises VerydeepError.
+    """A result for each line of the tests' tables. Raises VerydeepError, and KeyboardInterrupt at a stop.
 
     `most_unreadable`: the share of images that may turn out not to be decodable.
     """
     for model, wanted in _needed(tests):
-        _complete(model, wanted, data, folder, on, watch)
+        _complete(model, wanted, data, folder, on, watch, stop)
     results = []
     for test in tests:
         for group in test.groups:
@@ -89,16 +90,20 @@ def _needed(tests: Iterable[Trial]) -> list[tuple[Model, list[View]]]:
     return [(models[seal], list(found)) for seal, found in needed.items()]
 
 
-def _complete(model: Model, wanted: list[View], data: DataSet, folder: Location, on: Shape, watch: Watch) -> None:
+def _complete(
+    model: Model, wanted: list[View], data: DataSet, folder: Location, on: Shape, watch: Watch, stop: Stop
+) -> None:
     """Computes what the folder lacks, and keeps it."""
     there = _there(folder)
     missing = [view for view in wanted if not _whole(folder, there.get(_key(model, view, data)), watch)]
     most = max(1, _HELD_BYTES // (4 * data.rows * len(data.manifest.classes)))
     for first in range(0, len(missing), most):
-        _compute(model, tuple(missing[first : first + most]), data, folder, on, watch)
+        _compute(model, tuple(missing[first : first + most]), data, folder, on, watch, stop)
 
 
-def _compute(model: Model, missing: tuple[View, ...], data: DataSet, folder: Location, on: Shape, watch: Watch) -> None:
+def _compute(
+    model: Model, missing: tuple[View, ...], data: DataSet, folder: Location, on: Shape, watch: Watch, stop: Stop
+) -> None:
     """Holds the posteriors of all these views."""
     spent: dict[View, Counter[str]] = {}
 
@@ -110,7 +115,7 @@ def _compute(model: Model, missing: tuple[View, ...], data: DataSet, folder: Loc
 
     watch.begin(f"test of {model.name}", data.rows * len(missing))
     test = Evaluation(model.file.absolute, data.location.absolute, missing, model.label.seal)
-    found = launch.run_evaluation(test, on, listen)
+    found = launch.run_evaluation(test, on, listen, stop)
     watch.done()
     for view, scores in found.items():
         place = folder / f"{model.name}-{view.mode}-{view.scale}-{_key(model, view, data)}.parquet"

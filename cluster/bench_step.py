@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from cluster import bare, checkpoint_cost, launch, place
+from cluster import bare, checkpoint_cost, interrupt, launch, place
 from cluster.agree import Undisturbed
 from cluster.attempt import Attempt, Stage
 from cluster.bare import Answer, Task
@@ -150,7 +150,8 @@ def _saving(data: DataSet, s: StageSettings, shape: Shape, folder: Path) -> Cost
 def _ours(stage: Stage, shape: Shape, cluster: ClusterSettings) -> list[dict[str, Any]]:
     """The records of time by part, of a run of one epoch."""
     records: list[dict[str, Any]] = []
-    launch.train_stage(stage, shape, cluster, records.append)
+    with interrupt.noted() as stop, launch.environment(cluster):
+        launch.train_stage(stage, shape, cluster, records.append, stop)
     return [record for record in records if record["kind"] == "parts"]
 
 

@@ -7,39 +7,63 @@ The controller is an actor that starts the group of workers, looks after it and 
 from typing import Any
 
 import ray
+import ray._private.state
+import ray._raylet
 import ray.exceptions
 import ray.train
+from ray._common.constants import RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState
 from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import (
     TrainAutoscalingCoordinatorClient,
 )
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from cluster.failure import Failure, failure
+from cluster.mailbox import Address
 from pipelines.errors import first_line
 
 _ANSWER_SECONDS = 5
 
 
 class Trainer(TorchTrainer):  # type: ignore[misc]
-    """Ray Train's, without the actor that deals out Ray's own data sets: a process at each start, for no set."""
+    """Ray Train's, without two of the processes that it starts each time: one deals out Ray's own data sets, of which
+    there are none; the other gives places back when the controller has died, which `end` does, too.
+
+    `controller`: its handle, as soon as it is started.
+    """
+
+    controller: Any = None
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [callback for callback in super()._create_default_callbacks() if type(callback) is not DatasetsCallback]
+        needless = (DatasetsCallback, PlacementGroupCleanerCallback)
+        return [callback for callback in super()._create_default_callbacks() if type(callback) not in needless]
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        """As Ray Train does it, in any thread."""
+        environment = {RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR: "0", **get_env_vars_to_propagate()}
+        here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
+        actor = ray.remote(num_cpus=0, label_selector=here, runtime_env={"env_vars": environment})(TrainController)
+        self.controller = actor.remote(**arguments)
+        ray.get(self.controller.run.remote())
+        return ray.get(self.controller.get_result.remote())
 
 
 class Reporter(ControllerCallback):  # type: ignore[misc]
-    """Sends the controller's own handle, and why workers have to be started again."""
+    """Sends why workers have to be started again."""
 
-    def __init__(self, mailbox: Any) -> None:
+    def __init__(self, mailbox: Address) -> None:
         self._mailbox = mailbox
         self._requester = ""
 
     def after_controller_start(self, train_run_context: Any) -> None:
         self._requester = _requester(train_run_context.run_id)
-        self._mailbox.put.remote({"kind": "controller", "handle": ray.get_runtime_context().current_actor})
         self._look_again()
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
@@ -47,7 +71,7 @@ class Reporter(ControllerCallback):  # type: ignore[misc]
         if isinstance(current_state, RestartingState | ReschedulingState):
             found = reason(current_state.training_failed_error)
             kind = "crash" if isinstance(current_state, RestartingState) else "start failed"
-            self._mailbox.put.remote({"kind": kind, "reason": found.text, "cause": found.cause})
+            self._mailbox.put({"kind": kind, "reason": found.text, "cause": found.cause})
             self._look_again()
 
     def _look_again(self) -> None:
@@ -69,10 +93,23 @@ def reason(error: BaseException) -> Failure:
     return Failure(first_line(error), type(error).__name__)
 
 
-def end(controller: Any, trainer: Any) -> None:
-    """Ends a run at once: its workers die with the controller. Their reserved places are given back."""
-    if controller is not None:
-        ray.kill(controller)
+def end(trainer: Trainer) -> None:
+    """Ends a run at once, if it has not ended: its workers die with the controller."""
+    if trainer.controller is not None:
+        ray.kill(trainer.controller)
+
+
+def give_back(trainer: Trainer) -> None:
+    """The process of a run that has ended, however it did, and the places that its workers had or that it had asked
+    for: Ray removes a controller's placement group only when the driver has ended, too."""
+    if trainer.controller is None:
+        return
+    end(trainer)
+    creator = trainer.controller._actor_id.binary()
+    for table in ray._private.state.state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(table)
+        if group.creator_actor_id == creator and group.state != PlacementGroupTableData.REMOVED:
+            remove_placement_group(PlacementGroup(ray._raylet.PlacementGroupID(group.placement_group_id)))
     TrainAutoscalingCoordinatorClient(_requester(trainer.train_run_context.run_id)).cancel_resource_request()
 
 

@@ -5,6 +5,7 @@ from enum import Enum
 from typing import Any
 
 from cluster.failure import DIED
+from cluster.interrupt import Stop
 from cluster.place import Shape
 from cluster.settings import ClusterSettings
 
@@ -108,8 +109,10 @@ class Course:
         """Fewer workers are at work than could be."""
         return 0 < self.workers < self.on.workers
 
-    def decide(self, now: float, room: int, interrupted: bool) -> Decision:
+    def decide(self, now: float, room: int, stop: Stop) -> Decision:
         """`room`: how many workers more would find a place on the cluster."""
+        if stop.at_once:
+            return Decision(Move.ABORT)
         if self._error is not None:
             told, text = self._error
             return Decision(Move.ABORT, text) if now - told >= _FAREWELL_SECONDS else _WAIT
@@ -117,7 +120,7 @@ class Course:
             epoch, step = self._failures[-1][1]
             place = f"in epoch {epoch} after step {step}" if epoch else "before the first step"
             return Decision(Move.ABORT, f"again and again {place}: {self._text}")
-        if interrupted:
+        if stop.asked:
             return Decision(Move.STOP) if self.workers else Decision(Move.ABORT)
         if not self.workers and now - self._since > 60 * self.settings.wait_minutes:
             return Decision(Move.ABORT, f"no room for {self.on} in {self.settings.wait_minutes:g} minutes", True)

@@ -11,7 +11,7 @@ import ray.train
 
 from cluster import place
 from cluster.attempt import Stage
-from cluster.controller import Reporter, Trainer, end, reason
+from cluster.controller import Reporter, Trainer, end, give_back, reason
 from cluster.course import LOST_CONTROLLER, Ended, How
 from cluster.mailbox import Mailbox
 from cluster.network import Torch
@@ -22,12 +22,12 @@ from cluster.worker import train_worker
 
 _POLL_SECONDS = 0.25
 _SETTLE_SECONDS = 5.0  # until the places of workers that have ended are free again
-_HANDLE_SECONDS = 10.0  # for the controller to start and tell of itself
+_START_SECONDS, _END_SECONDS = 10.0, 10.0  # of the controller
 _NEVER = 1e9  # seconds
 
 
 class Fit:
-    """`Trainer.fit` in a thread, so that the main thread stays free for signals and decisions."""
+    """`Trainer.fit` in a thread of its own, so that the caller stays free for decisions."""
 
     def __init__(self, stage: Stage, on: Shape, settings: ClusterSettings, box: Mailbox) -> None:
         self.on = on
@@ -48,6 +48,7 @@ class Fit:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._thread.is_alive():
             self.abort()
+        give_back(self._trainer)
         self._scratch.cleanup()
 
     def over(self, seconds: float) -> bool:
@@ -65,7 +66,6 @@ class Fit:
             return self._result
         assert self._error is not None
         if self.lost:
-            end(None, self._trainer)
             return Ended(How.STOPPED, LOST_CONTROLLER)
         budget = self._settings.max_failures
         text = reason(self._error).text
@@ -74,12 +74,11 @@ class Fit:
 
     def abort(self) -> None:
         """Ends the workers at once."""
-        deadline = time.monotonic() + _HANDLE_SECONDS
-        while self._box.controller is None and time.monotonic() < deadline:
-            self._box.take()
+        deadline = time.monotonic() + _START_SECONDS
+        while self._trainer.controller is None and time.monotonic() < deadline:
             self._thread.join(_POLL_SECONDS)
-        end(self._box.controller, self._trainer)
-        self._thread.join(_HANDLE_SECONDS)
+        end(self._trainer)
+        self._thread.join(_END_SECONDS)
 
     def _fit(self) -> None:
         try:
@@ -94,7 +93,7 @@ class Fit:
             train_worker,
             train_loop_config={
                 "stage": stage,
-                "mailbox": self._box.actor,
+                "mailbox": self._box.address,
                 "threads": on.cpus,
                 "compute_threads": compute_threads(stage.settings, on.cpus, on.cpus_given),
                 "patience_seconds": settings.collective_timeout_seconds,
@@ -111,7 +110,7 @@ class Fit:
                 name="run",
                 storage_path=self._scratch.name,
                 failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
-                callbacks=[Reporter(self._box.actor)],
+                callbacks=[Reporter(self._box.address)],
             ),
         )
 

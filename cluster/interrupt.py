@@ -1,14 +1,11 @@
-"""Signals that end a run: Ctrl-C, and SIGTERM as of `kill`, `ray job stop` and Kubernetes."""
+"""The wish that a run ends, and the signals that express it: Ctrl-C, and SIGTERM as of `kill`, `ray job stop` and
+Kubernetes."""
 
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-
-
-class Terminated(KeyboardInterrupt):
-    """The polite end by SIGTERM."""
 
 
 class Stop:
@@ -18,48 +15,38 @@ class Stop:
     def __init__(self) -> None:
         self.asked = self.at_once = False
         self.why = ""
-        self._number: int | None = None
 
-    def ask(self, why: str = "", number: int | None = None, at_once: bool = False) -> None:
-        """`number`: of a signal. What was asked first is what it ends as; `at_once` may be asked for later."""
+    def ask(self, why: str = "", at_once: bool = False) -> None:
+        """What was asked first is why it ends; `at_once` may be asked for later."""
         if not self.asked:
-            self.why, self._number = why, number
+            self.why = why
         self.at_once = self.at_once or at_once
         self.asked = True
 
     def error(self) -> KeyboardInterrupt:
         """What work that it ends raises."""
-        return interrupted(self._number) if self._number is not None else KeyboardInterrupt()
+        return KeyboardInterrupt(self.why) if self.why else KeyboardInterrupt()
+
+    def heed(self) -> None:
+        """Raises what work that it ends raises, if it is asked for."""
+        if self.asked:
+            raise self.error()
 
 
 @contextmanager
-def raised() -> Iterator[None]:
-    """Either signal raises KeyboardInterrupt. To be entered after Ray has started, which has handlers of its own."""
-    with _handled(_raise):
-        yield
-
-
-@contextmanager
-def noted() -> Iterator[Callable[[], int | None]]:
-    """The first signal's number is noted, for the block to ask for; a second one raises KeyboardInterrupt."""
-    seen: list[int] = []
+def noted() -> Iterator[Stop]:
+    """The first signal asks for a stop, a second one for one at once; a third raises KeyboardInterrupt, in case that
+    nothing heeds the wish. To be entered in the main thread, after Ray has started, which has handlers of its own."""
+    stop = Stop()
 
     def note(number: int, frame: FrameType | None) -> None:
-        if seen:
-            _raise(number, frame)
-        seen.append(number)
+        del frame
+        if stop.at_once:
+            raise stop.error()
+        stop.ask("" if number == signal.SIGINT else signal.Signals(number).name, at_once=stop.asked)
 
     with _handled(note):
-        yield lambda: seen[0] if seen else None
-
-
-def interrupted(number: int) -> KeyboardInterrupt:
-    return Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
-
-
-def _raise(number: int, frame: FrameType | None) -> None:
-    del frame
-    raise interrupted(number)
+        yield stop
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -12,7 +12,7 @@ from functools import partial
 from cluster.attempt import Stage
 from cluster.course import Course, Ended, How, Move, warning
 from cluster.evaluate import PIECE_ROWS, Evaluation, Looked, Viewer, assembled, check
-from cluster.interrupt import interrupted, noted
+from cluster.interrupt import Stop
 from cluster.posteriors import Posteriors
 from cluster.settings import ClusterSettings
 from cluster.views import View
@@ -42,11 +42,9 @@ import ray.train  # noqa: E402
 from cluster import features, nets, place  # noqa: E402
 from cluster.fit import Fit  # noqa: E402
 from cluster.mailbox import Listen, Mailbox, Records, mailbox  # noqa: E402
-from cluster.pieces import over_pieces  # noqa: E402
+from cluster.pieces import idle, over_pieces, rest  # noqa: E402
 from cluster.place import Shape  # noqa: E402
 from cluster.storage import Shared  # noqa: E402
-
-Signalled = Callable[[], int | None]  # the number of the signal that has come, if any
 
 _POLL_SECONDS = 0.25
 _ROOM_POLL_SECONDS = 2.0
@@ -86,34 +84,45 @@ def _alive(address: str | None) -> str | None:
     return None
 
 
+def room(on: Shape, test: bool = False) -> int:
+    """How many workers more would find a place now. Those of tests that are over keep theirs for another `test`; a
+    stage gets them back, as soon as their processes have ended."""
+    if test:
+        return place.room(on) + idle(on)
+    rest()
+    return place.room(on)
+
+
 def disconnect() -> None:
     ray.shutdown()
 
 
-def train_stage(stage: Stage, on: Shape, settings: ClusterSettings, listen: Listen) -> None:
+def train_stage(stage: Stage, on: Shape, settings: ClusterSettings, listen: Listen, stop: Stop) -> None:
     """Trains one stage to its end, through whatever happens to its workers; `listen` gets their records.
 
-    Raises TrainingError if it cannot go on, ClusterError if its storage is not shared by all nodes, and, after a
-    checkpoint, KeyboardInterrupt if it is asked to stop.
+    Stages and tests can go on side by side, each in a thread; `environment` is to be entered before. Raises
+    TrainingError if it cannot go on, ClusterError if its storage is not shared by all nodes, and KeyboardInterrupt when
+    a stop is asked for: after a checkpoint, or at once.
     """
     course, shared = Course(on, settings, time.monotonic()), Shared()
     manifests = [(Location.of(data) / MANIFEST).absolute for data in (stage.training_data, stage.validation_data)]
-    with mailbox() as box, noted() as signalled, _environment(settings):
+    rest()
+    with mailbox() as box:
         while True:
+            stop.heed()
             shared.check(stage.folder, manifests)
             with Fit(stage, on, settings, box) as fit:
-                ended = _accompany(fit, course, box, signalled, listen)
+                ended = _accompany(fit, course, box, stop, listen)
             if ended.how is How.FAILED:
                 raise TrainingError(f"stage {stage.name}: {ended.why}")
-            if (number := signalled()) is not None:  # though it is finished: the same command finds it so
-                raise interrupted(number)
+            stop.heed()  # though it is finished: the same command finds it so
             if ended.how is How.FINISHED:
                 return
             course.stopped(time.monotonic())
             listen(warning(f"{ended.why}; training starts again from the newest checkpoint"))
 
 
-def _accompany(fit: Fit, course: Course, box: Mailbox, signalled: Signalled, listen: Listen) -> Ended:
+def _accompany(fit: Fit, course: Course, box: Mailbox, stop: Stop, listen: Listen) -> Ended:
     """Listens and decides until the run ends."""
     records, reason = Records(box, listen), ""
     room, looked = 0, time.monotonic()
@@ -121,7 +130,7 @@ def _accompany(fit: Fit, course: Course, box: Mailbox, signalled: Signalled, lis
         records.deliver(course.hear)
         if course.short and time.monotonic() - looked > _ROOM_POLL_SECONDS:
             room, looked = place.room(fit.on), time.monotonic()
-        decision = course.decide(time.monotonic(), room, signalled() is not None)
+        decision = course.decide(time.monotonic(), room, stop)
         if decision.move is Move.ABORT:
             fit.abort()
             here = f"; the cluster has {place.describe(place.nodes())}" if decision.lacks_room else ""
@@ -136,19 +145,19 @@ def _accompany(fit: Fit, course: Course, box: Mailbox, signalled: Signalled, lis
     return Ended(ended.how, reason) if reason and ended.how is How.STOPPED else ended
 
 
-def run_evaluation(test: Evaluation, on: Shape, listen: Listen) -> dict[View, Posteriors]:
+def run_evaluation(test: Evaluation, on: Shape, listen: Listen, stop: Stop) -> dict[View, Posteriors]:
     """One net on one data set, over all workers: every image once in each view.
 
     `listen` gets, beside the workers' records, for each piece of the data and view (`timed`) its number of images, the
     seconds that a worker took for it and those of them in the net.
 
-    Raises CheckpointError, DataError or SettingsError, most of them before a worker starts, and TrainingError if the
-    workers cannot go on, or an image was left out.
+    Raises CheckpointError, DataError or SettingsError, most of them before a worker starts, TrainingError if the
+    workers cannot go on, or an image was left out, and KeyboardInterrupt when a stop is asked for.
     """
     net, manifest = nets.look(Location.of(test.checkpoint)), DataSet.open(test.data).manifest
     check(test, net, manifest)
-    what = f"the test of {test.checkpoint}"
-    with closing(over_pieces(partial(Viewer, test), manifest.rows, PIECE_ROWS, on, listen, what)) as pieces:
+    begin, what = partial(Viewer, test), f"the test of {test.checkpoint}"
+    with closing(over_pieces(begin, manifest.rows, PIECE_ROWS, on, listen, what, stop)) as pieces:
         return assembled(test, net, manifest, _timed(pieces, listen))
 
 
@@ -160,22 +169,23 @@ def _timed(pieces: Iterator[dict[View, Looked]], listen: Listen) -> Iterator[dic
         yield piece
 
 
-def run_features(task: features.Extraction, out: Location, on: Shape, listen: Listen) -> features.Written:
+def run_features(task: features.Extraction, out: Location, on: Shape, listen: Listen, stop: Stop) -> features.Written:
     """The features of a data set's images, by all workers, to the file `out`.
 
-    Raises CheckpointError, DataError or SettingsError, most of them before a worker starts, and TrainingError if the
-    workers cannot go on, or the file cannot be written.
+    Raises CheckpointError, DataError or SettingsError, most of them before a worker starts, TrainingError if the
+    workers cannot go on, or the file cannot be written, and KeyboardInterrupt when a stop is asked for.
     """
     net, manifest = nets.look(Location.of(task.checkpoint)), DataSet.open(task.data).manifest
     features.check(task, net, out)
     begin, what = partial(features.Extractor, task), f"the features of {task.data}"
-    with closing(over_pieces(begin, manifest.rows, features.PIECE_ROWS, on, listen, what)) as pieces:
+    with closing(over_pieces(begin, manifest.rows, features.PIECE_ROWS, on, listen, what, stop)) as pieces:
         return features.write(out, pieces, features.notes(task, net, manifest))
 
 
 @contextmanager
-def _environment(settings: ClusterSettings) -> Iterator[None]:
-    """What Ray Train's controller takes from the driver's environment; what a user has set is kept."""
+def environment(settings: ClusterSettings) -> Iterator[None]:
+    """What Ray Train's controllers take from the driver's environment; what a user has set is kept. It is the whole
+    process's: to be entered once, before threads that train start."""
     least, most = settings.workers
     stall = 60 * settings.stall_minutes
     values = {

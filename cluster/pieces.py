@@ -2,9 +2,11 @@
 
 Workers are Ray actors that are handed the next piece when they are done with one, in the rows' order, and the results
 come back in that order. No more than a few pieces are under way or wait for one before them, so memory is bounded; a
-worker that is lost costs the piece that it was at; and workers that find no place are done without.
+worker that is lost costs the piece that it was at; and workers that find no place are done without. Those that are left
+do the next test's pieces, unless their places are needed.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
@@ -12,11 +14,11 @@ from typing import Any, TypeVar
 import ray
 import ray.exceptions
 
-from cluster.interrupt import interrupted, noted
+from cluster.interrupt import Stop
 from cluster.mailbox import Listen, Records, mailbox
 from cluster.place import Shape
+from cluster.pool import Pool
 from cluster.records import Log
-from cluster.worker import PieceWorker
 from cluster.world import World
 from pipelines.errors import TrainingError, VerydeepError
 from pipelines.order import part
@@ -26,8 +28,11 @@ Do = Callable[[range], T]  # one piece's result
 Begin = Callable[[World, Log], Do[T]]  # on a worker, once: loads what every piece takes
 
 _POLL_SECONDS = 0.25
-_RETRIES = 3  # of a worker, and of a piece, after a loss
 _AHEAD = 2  # pieces a worker, under way or done, beyond the first that is missing
+_IDLE_SECONDS = 10.0  # of a worker without a piece; then one that was lost, and is at a piece, may need its place
+
+_pool = Pool()
+rest, idle = _pool.rest, _pool.idle
 
 
 def cut(rows: int, workers: int, most: int) -> list[range]:
@@ -37,32 +42,31 @@ def cut(rows: int, workers: int, most: int) -> list[range]:
     return [range(*part(rows, k, n)) for k in range(n)]
 
 
-def over_pieces(begin: Begin[T], rows: int, most: int, on: Shape, listen: Listen, what: str) -> Generator[T]:
+def over_pieces(
+    begin: Begin[T], rows: int, most: int, on: Shape, listen: Listen, what: str, stop: Stop
+) -> Generator[T]:
     """The results of all pieces, in order; to be closed. `begin` goes to the workers, pickled.
 
-    Raises what a worker raises for the user, and TrainingError that names `what` if it fails in another way.
+    Raises what a worker raises for the user, TrainingError that names `what` if it fails in another way, and
+    KeyboardInterrupt when a stop is asked for.
     """
     todo = cut(rows, on.workers, most)
-    with mailbox() as box, noted() as signalled:
-        actor = ray.remote(PieceWorker).options(
-            num_cpus=on.cpus, num_gpus=on.gpus, max_restarts=_RETRIES, max_task_retries=_RETRIES
-        )
-        workers = [actor.remote() for _ in range(min(on.workers, len(todo)))]
-        crew = _Crew(workers, lambda worker, rows: worker.do.remote(begin, on.cpus, box.actor, rows), todo)
+    with mailbox() as box:
+        workers = _pool.hire(on, min(on.workers, len(todo)))
+        crew = _Crew(workers, lambda worker, rows: worker.do.remote(begin, on.cpus, box.address, rows), todo)
         records = Records(box, listen)
         try:
             while not crew.finished:
                 crew.go_on(_POLL_SECONDS)
                 records.deliver()
-                if number := signalled():
-                    raise interrupted(number)
+                stop.heed()
                 yield from crew.results()
         except ray.exceptions.RayError as error:
             if isinstance(cause := getattr(error, "cause", None), VerydeepError):
                 raise cause from error
             raise TrainingError(f"{what}: {_last_line(error)}") from error
         finally:
-            crew.dismiss()
+            _pool.keep(on, crew.dismiss())
 
 
 class _Crew:
@@ -72,7 +76,7 @@ class _Crew:
         self._start = start
         self._todo, self._most = deque(enumerate(todo)), _AHEAD * len(workers)
         self._at = {start(worker, None): (worker, -1) for worker in workers}  # by what will come of it
-        self._idle: list[Any] = []
+        self._idle: list[tuple[Any, float]] = []  # and since when
         self._done: dict[int, Any] = {}
         self._next, self._pieces = 0, len(todo)
 
@@ -85,18 +89,19 @@ class _Crew:
         """Waits for a result, at most so long, and hands out pieces. Raises RayError."""
         ready, _ = ray.wait(list(self._at), timeout=seconds)
         for reference in ready:
-            worker, piece = self._at.pop(reference)
             result = ray.get(reference)
+            worker, piece = self._at.pop(reference)
             if piece >= 0:
                 self._done[piece] = result
-            self._idle.append(worker)
+            self._idle.append((worker, time.monotonic()))
         while self._idle and self._todo and self._todo[0][0] < self._next + self._most:
             number, rows = self._todo.popleft()
-            worker = self._idle.pop()
+            worker, _ = self._idle.pop()
             self._at[self._start(worker, rows)] = (worker, number)
-        if not self._todo:  # one that was lost, and is at a piece, may need their place
-            self._send_home(self._idle)
-            self._idle = []
+        if not self._todo:
+            long = [worker for worker, since in self._idle if time.monotonic() - since > _IDLE_SECONDS]
+            self._idle = [(worker, since) for worker, since in self._idle if worker not in long]
+            _send_home(long)
 
     def results(self) -> Iterator[Any]:
         """Those that are there, up to the first that is missing."""
@@ -104,12 +109,15 @@ class _Crew:
             yield self._done.pop(self._next)
             self._next += 1
 
-    def dismiss(self) -> None:
-        self._send_home([*self._idle, *(worker for worker, _ in self._at.values())])
+    def dismiss(self) -> list[Any]:
+        """Ends those that are at a piece, or found no place, and returns the others."""
+        _send_home([worker for worker, _ in self._at.values()])
+        return [worker for worker, _ in self._idle]
 
-    def _send_home(self, workers: list[Any]) -> None:
-        for worker in workers:
-            ray.kill(worker)
+
+def _send_home(workers: list[Any]) -> None:
+    for worker in workers:
+        ray.kill(worker)
 
 
 def _last_line(error: BaseException) -> str:

@@ -35,23 +35,27 @@ class Node:
     gpus: int
 
 
-def shape(settings: ClusterSettings) -> Shape:
-    """Raises ClusterError if the cluster cannot ever give it, saying what it has."""
-    return fit(settings, nodes(), _most())
+def shape(settings: ClusterSettings, at_once: int = 1) -> Shape:
+    """`at_once`: how many stages and tests could go on side by side. Raises ClusterError if the cluster cannot ever
+    give it to one of them, saying what it has."""
+    return fit(settings, nodes(), _most(), at_once)
 
 
-def fit(settings: ClusterSettings, nodes: list[Node], most: Node) -> Shape:
+def fit(settings: ClusterSettings, nodes: list[Node], most: Node, at_once: int = 1) -> Shape:
     """`most`: CPUs and GPUs that the cluster has, or can grow to.
 
     The least workers have to find a place. With `cpus_per_worker: auto` a worker gets the most CPUs with which as many
-    workers find one as can at all.
+    workers find one as can at all: those of one stage, or of as many stages as are to go on side by side. With
+    `side_by_side: auto` these are all that find a GPU each, and without GPUs it is one.
     """
     least, workers = settings.workers
     gpus = settings.gpus_per_worker
     if gpus == "auto":
         gpus = 1 if most.gpus >= least else 0
     auto = settings.cpus_per_worker == "auto"
-    aim = max(least, min(workers, places(nodes, 1, gpus)))
+    beside = settings.side_by_side
+    stages = min(at_once, (at_once if gpus else 1) if beside == "auto" else beside)
+    aim = _aim(places(nodes, 1, gpus), stages, least, workers)
     # 1 where the cluster has to grow first.
     cpus = next((c for c in range(max((n.cpus for n in nodes), default=0), 0, -1) if places(nodes, c, gpus) >= aim), 1)
     wanted = cpus if auto else int(settings.cpus_per_worker)
@@ -64,6 +68,23 @@ def fit(settings: ClusterSettings, nodes: list[Node], most: Node) -> Shape:
             f"and {most.gpus} GPUs on {_count(len(nodes), 'node')}"
         )
     return Shape(workers, wanted, gpus, least, not auto)
+
+
+def _aim(places: int, stages: int, least: int, workers: int) -> int:
+    """How many workers are to find a place: of as many of the `stages` as find room for their least ones."""
+    fitting = max(1, min(stages, places // least))
+    return max(least, min(fitting * workers, places))
+
+
+def fits(room: int, unseen: int, least: int, most: int) -> int:
+    """With how many workers, from `least` to `most`, one more stage or test may begin now; 0: it has to wait.
+
+    `room`: how many places are free, by the cluster's account. `unseen`: how many workers those that go on have been
+    promised beyond the ones that are at work and take their places already: so that no place is promised twice while
+    processes start, or start again after a crash.
+    """
+    free = min(most, room - unseen)
+    return free if free >= least else 0
 
 
 def places(nodes: list[Node], cpus: int, gpus: int) -> int:
@@ -84,6 +105,13 @@ def room(on: Shape) -> int:
     """How many workers more would find a place now."""
     free = ray._private.state.available_resources_per_node()
     return places([_node(free.get(node["NodeID"], {})) for node in _staying()], on.cpus, on.gpus)
+
+
+def most_places(on: Shape) -> int:
+    """How many workers could find a place if there were no others, and the cluster grew as far as it can."""
+    most = _most()
+    whole = min(most.cpus // on.cpus, most.gpus // on.gpus) if on.gpus else most.cpus // on.cpus
+    return whole if can_grow() else places(nodes(), on.cpus, on.gpus)
 
 
 def can_grow() -> bool:

@@ -17,6 +17,7 @@ import torch
 from cluster.agree import Wish
 from cluster.attempt import Stage
 from cluster.course import ASKED, PREEMPTED, Ended, How
+from cluster.mailbox import Address
 from cluster.records import Log
 from cluster.train import Outcome, train
 from cluster.watchdog import Watchdog
@@ -63,7 +64,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, str]:
 
 
 class PieceWorker:
-    """A Ray actor that does one piece after the other, with what `begin` makes of this worker.
+    """A Ray actor that does one piece after the other, with what `begin` makes of this worker; one task at a time, each
+    of which has a mailbox of its own.
 
     One that is lost is started again by Ray, and so is the piece that it was at. All that it knows comes with the
     pieces: what a constructor is given is gone when Ray calls it again.
@@ -72,23 +74,34 @@ class PieceWorker:
     def __init__(self) -> None:
         self._do: Callable[[range], Any] | None = None
         self._post: Post | None = None
+        self._mailbox: Address | None = None  # of the task that it is at
 
     def do(
-        self, begin: Callable[[World, Log], Callable[[range], Any]], threads: int, mailbox: Any, rows: range | None
+        self, begin: Callable[[World, Log], Callable[[range], Any]], threads: int, mailbox: Address, rows: range | None
     ) -> Any:
         """A piece; of none, what all of them take is made ready."""
-        post = self._post = self._post or Post(mailbox)
+        if self._post is None or self._mailbox != mailbox:
+            self._do, self._post, self._mailbox = None, Post(mailbox), mailbox
+        post = self._post
         with _warnings(post):
             if self._do is None:
                 if rows is not None:
                     post({"kind": "warning", "text": "a worker was lost and started again; it goes on where it was"})
-                torch.set_num_threads(threads)
-                torch.backends.cudnn.allow_tf32 = False  # what is tested is the net in float32
-                device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
-                self._do = begin(World(0, 1, device, threads), post)
+                self._do = begin(_alone(threads), post)
             result = None if rows is None else self._do(rows)
             post.settle()  # before the driver, which has the result, looks into the mailbox for the last time
             return result
+
+
+def _alone(threads: int) -> World:
+    """A worker of pieces; what it had of an earlier task is given back first."""
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = False  # what is tested is the net in float32
+    gc.collect()
+    cuda = torch.cuda.is_available() and bool(ray.get_gpu_ids())
+    if cuda:
+        torch.cuda.empty_cache()
+    return World(0, 1, torch.device("cuda" if cuda else "cpu"), threads)
 
 
 class Post:
@@ -97,7 +110,7 @@ class Post:
     From workers other than 0 only what each has its own of, and their last tick.
     """
 
-    def __init__(self, mailbox: Any, rank: int = 0) -> None:
+    def __init__(self, mailbox: Address, rank: int = 0) -> None:
         self._mailbox, self._rank = mailbox, rank
         self._last = 0.0
         self._withheld: dict[str, Any] | None = None
@@ -115,7 +128,7 @@ class Post:
         self.now(record)
 
     def now(self, record: dict[str, Any]) -> None:
-        self._sent = self._mailbox.put.remote({**record, "time": time.time()})
+        self._sent = self._mailbox.put({**record, "time": time.time()})
 
     def settle(self) -> None:
         """Waits until all that was sent has come."""
@@ -134,7 +147,7 @@ class Post:
 class WorkerControl:
     """The driver's wish, and the cluster's, for the loop. `why`: of the stop that was granted."""
 
-    def __init__(self, mailbox: Any, rank: int) -> None:
+    def __init__(self, mailbox: Address, rank: int) -> None:
         self.why = ASKED
         self._mailbox, self._leads = mailbox, rank == 0
         self._asked = False
@@ -158,7 +171,7 @@ class WorkerControl:
         """Asks the driver again and again, on worker 0."""
         while not self._asked and not ended.wait(_ASK_SECONDS):
             try:
-                self._asked = ray.get(self._mailbox.asked_to_stop.remote(), timeout=_ANSWER_SECONDS)
+                self._asked = ray.get(self._mailbox.asked_to_stop(), timeout=_ANSWER_SECONDS)
             except ray.exceptions.RayError:  # it comes back, or the driver has died and this worker with it
                 continue
 
@@ -171,7 +184,7 @@ def _world(threads: int, patience_seconds: float) -> World:
 
 
 @contextmanager
-def _control(mailbox: Any, world: World) -> Iterator[WorkerControl]:
+def _control(mailbox: Address, world: World) -> Iterator[WorkerControl]:
     control, ended = WorkerControl(mailbox, world.rank), threading.Event()
     if world.rank == 0:
         threading.Thread(target=control.listen, args=(ended,), name="control", daemon=True).start()
@@ -182,11 +195,11 @@ def _control(mailbox: Any, world: World) -> Iterator[WorkerControl]:
 
 
 @contextmanager
-def _watchdog(seconds: float, mailbox: Any, rank: int) -> Iterator[Watchdog]:
+def _watchdog(seconds: float, mailbox: Address, rank: int) -> Iterator[Watchdog]:
     def tell(text: str) -> None:
         record = {"kind": "warning", "text": f"worker {rank}: {text}", "time": time.time()}
         try:
-            ray.get(mailbox.put.remote(record), timeout=_ANSWER_SECONDS)  # before the process ends
+            ray.get(mailbox.put(record), timeout=_ANSWER_SECONDS)  # before the process ends
         except ray.exceptions.RayError:
             return
 

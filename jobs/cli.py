@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.interrupt import Terminated
 from jobs import bench_cli, evaluate_cli, export_cli, features_cli, plan_cli, predict_cli, report_cli, run_cli, stop_cli
 from jobs.source import open_source, scale_range
 from pipelines import imagenet, parquet, sources
@@ -20,7 +19,7 @@ from pipelines.sources import Source
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted, 143 by SIGTERM."""
+    """Returns the exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
     options = _parser().parse_args(arguments)
     try:
         status = options.verb(options)
@@ -33,8 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt as error:
         goes_on = "; the same command goes on where this one stopped" if options.verb in (run_cli.run, _prepare) else ""
-        print(f"verydeep: interrupted{goes_on}", file=sys.stderr)
-        return 143 if isinstance(error, Terminated) else 130
+        why = f": {error}" if str(error) else ""
+        print(f"verydeep: interrupted{why}{goes_on}", file=sys.stderr)
+        return 130
     return status or 0
 
 

@@ -76,8 +76,8 @@ def evaluate(options: argparse.Namespace) -> None:
     watch.say(f"Ray: {launch.connect()}")
     try:
         shape = place.shape(_cluster(options, sum(node.gpus for node in place.nodes())))
-        with interrupt.raised(), _tracked(options, _name(data)) as (tracker, run):
-            found = testing.carry_out(tests, data, root / TESTS, shape, watch, options.max_unreadable)
+        with interrupt.noted() as stop, _tracked(options, _name(data)) as (tracker, run):
+            found = testing.carry_out(tests, data, root / TESTS, shape, watch, options.max_unreadable, stop)
             publish.publish(found, root, tracker, run)
     finally:
         watch.done()

@@ -58,8 +58,8 @@ def _features(options: argparse.Namespace) -> None:
         shape = place.shape(ClusterSettings(workers=(options.workers, options.workers)))
         watch.say(f"Ray: {cluster}; {shape}")
         watch.begin("features", data.rows * len(scales))
-        with interrupt.raised():
-            written = launch.run_features(task, out, shape, watch.listen)
+        with interrupt.noted() as stop:
+            written = launch.run_features(task, out, shape, watch.listen, stop)
     finally:
         watch.done()
         launch.disconnect()

@@ -37,8 +37,7 @@ def cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**quick, "PYTHONPATH": str(Path(__file__).parent.parent)}.items():
             patch.setenv(name, value)
-        # Without a dashboard the end of each of Ray Train's runs waits for its answer, 12 s.
-        launch.ray.init(address="local", num_cpus=3, include_dashboard=True, log_to_driver=False)
+        launch.ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
         patch.setattr(launch, "disconnect", lambda: None)
         yield
     launch.ray.shutdown()

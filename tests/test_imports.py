@@ -14,6 +14,7 @@ HOMES = {
             "launch",
             "worker",
             "pieces",
+            "pool",
             "place",
             "mailbox",
             "fit",

@@ -5,9 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cluster import checkpoint
+from cluster import checkpoint, launch
 from cluster.attempt import Stage
 from cluster.checkpoint import Checkpoint
+from cluster.interrupt import Stop
+from cluster.mailbox import Listen
+from cluster.place import Shape
+from cluster.settings import ClusterSettings
 from pipelines.location import Location
 from tests.cluster.test_train import settings
 
@@ -16,6 +20,12 @@ Rows = dict[tuple[int, int], list[int]]  # by epoch and step
 
 def stage(data: tuple[str, str], folder: Path, epochs: int, **changes: object) -> Stage:
     return Stage("a", settings(epochs=epochs, batch=15, dropout=0.5, **changes), *data, str(folder), ledger=True)
+
+
+def carried_out(stage: Stage, on: Shape, settings: ClusterSettings, listen: Listen) -> None:
+    """To its end, on Ray."""
+    with launch.environment(settings):
+        launch.train_stage(stage, on, settings, listen, Stop())
 
 
 def saved(folder: Path) -> Checkpoint:

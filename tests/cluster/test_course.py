@@ -4,6 +4,7 @@ from typing import Any
 
 from cluster.course import LOST_CONTROLLER, Course, Move
 from cluster.failure import DIED
+from cluster.interrupt import Stop
 from cluster.place import Shape
 from cluster.settings import ClusterSettings
 
@@ -24,8 +25,13 @@ def crash(cause: str) -> dict[str, Any]:
     return {"kind": "crash", "cause": cause, "reason": f"worker 1 {cause}"}
 
 
-def move(course: Course, now: float, room: int = 0, interrupted: bool = False) -> Move:
-    return course.decide(now, room, interrupted).move
+GO_ON, STOP, AT_ONCE = Stop(), Stop(), Stop()
+STOP.ask()
+AT_ONCE.ask(at_once=True)
+
+
+def move(course: Course, now: float, room: int = 0, stop: Stop = GO_ON) -> Move:
+    return course.decide(now, room, stop).move
 
 
 def test_groups_of_workers_are_counted_and_a_crash_is_told_of_in_a_line() -> None:
@@ -54,7 +60,7 @@ def test_the_same_failure_at_the_same_step_three_times_is_enough() -> None:
         run.hear(tick(2, 5), attempt)
         run.hear(tick(2, 7), attempt)
         run.hear(crash("failed: ZeroDivisionError"), attempt)
-    decision = run.decide(3.0, 0, False)
+    decision = run.decide(3.0, 0, GO_ON)
     assert decision.move is Move.ABORT
     assert decision.why == "again and again in epoch 2 after step 7: worker 1 failed: ZeroDivisionError"
 
@@ -75,7 +81,7 @@ def test_processes_that_die_before_the_first_step_are_given_some_more_chances() 
     for attempt in range(5):
         assert move(run, attempt) is Move.WAIT
         run.hear(crash(DIED), attempt)
-    decision = run.decide(5.0, 0, False)
+    decision = run.decide(5.0, 0, GO_ON)
     assert (decision.move, decision.why) == (Move.ABORT, "again and again before the first step: worker 1 died")
 
 
@@ -85,14 +91,14 @@ def test_an_error_for_the_user_ends_the_run_after_the_other_workers_had_time_to_
     assert run.hear({"kind": "failed", "error": "val/0.parquet: broken"}, 10.0) is None
     assert run.hear({"kind": "failed", "error": "a lost connection"}, 10.1) is None
     assert move(run, 10.2) is Move.WAIT
-    decision = run.decide(14.0, 0, False)
+    decision = run.decide(14.0, 0, GO_ON)
     assert (decision.move, decision.why) == (Move.ABORT, "val/0.parquet: broken")
 
 
 def test_a_stage_waits_for_room_only_so_long() -> None:
     run = course(2, 2, wait_minutes=1)
     assert move(run, 59.0) is Move.WAIT
-    decision = run.decide(61.0, 0, False)
+    decision = run.decide(61.0, 0, GO_ON)
     assert (decision.move, decision.lacks_room) == (Move.ABORT, True)
     assert decision.why == "no room for 2 workers with 1 CPU each in 1 minutes"
     run.hear(workers(2), 61.0)
@@ -104,9 +110,11 @@ def test_a_stage_waits_for_room_only_so_long() -> None:
 
 def test_a_signal_stops_workers_and_aborts_where_there_are_none() -> None:
     run = course()
-    assert move(run, 1.0, interrupted=True) is Move.ABORT
+    assert move(run, 1.0, stop=STOP) is Move.ABORT
     run.hear(workers(2), 2.0)
-    assert move(run, 3.0, interrupted=True) is Move.STOP
+    assert move(run, 3.0, stop=STOP) is Move.STOP
+    decision = run.decide(4.0, 0, AT_ONCE)
+    assert (decision.move, decision.why) == (Move.ABORT, "")
 
 
 def test_a_run_grows_when_there_has_been_room_for_a_while_and_not_again_at_once() -> None:
@@ -115,7 +123,7 @@ def test_a_run_grows_when_there_has_been_room_for_a_while_and_not_again_at_once(
     assert move(run, 100.0, room=1) is Move.WAIT
     assert move(run, 105.0, room=0) is Move.WAIT  # it was there for a moment
     assert move(run, 106.0, room=2) is Move.WAIT
-    decision = run.decide(117.0, 2, False)
+    decision = run.decide(117.0, 2, GO_ON)
     assert (decision.move, decision.why) == (Move.STOP, "there is room for 3 workers instead of 1")
     run.stopped(118.0)
     run.hear(workers(3), 125.0)
@@ -137,5 +145,5 @@ def test_a_controller_that_dies_again_and_again_ends_the_run() -> None:
         assert move(run, now) is Move.WAIT
         run.lost_controller(now)
         run.stopped(now)
-    decision = run.decide(3.0, 0, False)
+    decision = run.decide(3.0, 0, GO_ON)
     assert (decision.move, decision.why) == (Move.ABORT, f"again and again before the first step: {LOST_CONTROLLER}")

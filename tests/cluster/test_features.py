@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cluster import checkpoint, features, launch
 from cluster.features import Described, Extraction, Extractor, Floats, Written
+from cluster.interrupt import Stop
 from cluster.place import Shape
 from cluster.vgg import VGG, convolutions
 from cluster.world import World
@@ -100,7 +101,7 @@ def test_the_file_is_the_same_from_any_number_of_workers(
     monkeypatch.setattr(features, "PIECE_ROWS", 11)
     records: list[dict[str, object]] = []
     three, two = tmp_path / "new" / "three.parquet", tmp_path / "two.parquet"
-    found = launch.run_features(task, Location.of(three), Shape(3, 1, 0, 3), records.append)
+    found = launch.run_features(task, Location.of(three), Shape(3, 1, 0, 3), records.append, Stop())
     assert found == Written(data.rows, 2 * WIDTH, 2)
     assert sum(int(str(r["images"])) for r in records if r["kind"] == "tested") == 2 * data.rows
     options = ["--scales", "64", "40", "64", "--pool", "stack", "--workers", "2"]

@@ -5,35 +5,49 @@ import threading
 
 import pytest
 
-from cluster.interrupt import Terminated, interrupted, noted, raised
+from cluster.interrupt import Stop, noted
 
 
-def test_a_first_signal_is_noted_and_a_second_one_raised() -> None:
+@pytest.mark.parametrize(("number", "why"), [(signal.SIGINT, ""), (signal.SIGTERM, "SIGTERM")])
+def test_a_first_signal_asks_a_second_one_for_haste_and_a_third_is_raised(number: signal.Signals, why: str) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with noted() as signalled:
-        assert signalled() is None
+    with noted() as stop:
+        assert not stop.asked
+        stop.heed()
+        signal.raise_signal(number)
+        assert (stop.asked, stop.at_once, stop.why) == (True, False, why)
+        with pytest.raises(KeyboardInterrupt, match=f"^{why}$"):
+            stop.heed()
         signal.raise_signal(signal.SIGTERM)
-        assert signalled() == signal.SIGTERM
-        with pytest.raises(KeyboardInterrupt):
+        assert (stop.asked, stop.at_once, stop.why) == (True, True, why)
+        with pytest.raises(KeyboardInterrupt, match=f"^{why}$"):
             signal.raise_signal(signal.SIGINT)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-@pytest.mark.parametrize(("number", "polite"), [(signal.SIGINT, False), (signal.SIGTERM, True)])
-def test_both_signals_interrupt_and_can_be_told_apart(number: signal.Signals, polite: bool) -> None:
-    with raised(), pytest.raises(KeyboardInterrupt) as caught:
-        signal.raise_signal(number)
-    assert isinstance(caught.value, Terminated) == isinstance(interrupted(number), Terminated) == polite
+def test_the_first_wish_is_why_it_ends_and_haste_is_never_taken_back() -> None:
+    stop = Stop()
+    stop.ask("the lease was lost", at_once=True)
+    stop.ask("verydeep stop")
+    assert (stop.asked, stop.at_once, stop.why) == (True, True, "the lease was lost")
+    assert str(stop.error()) == "the lease was lost"
+
+
+def test_a_signal_after_another_wish_hurries_it() -> None:
+    with noted() as stop:
+        stop.ask("verydeep stop")
+        signal.raise_signal(signal.SIGTERM)
+        assert (stop.at_once, stop.why) == (True, "verydeep stop")
 
 
 def test_other_threads_which_get_no_signals_leave_the_handlers_alone() -> None:
     before, found = signal.getsignal(signal.SIGTERM), []
 
     def run() -> None:
-        with noted() as signalled:
-            found.append((signalled(), signal.getsignal(signal.SIGTERM)))
+        with noted() as stop:
+            found.append((stop.asked, signal.getsignal(signal.SIGTERM)))
 
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    assert found == [(None, before)]
+    assert found == [(False, before)]

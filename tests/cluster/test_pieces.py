@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cluster import launch
 from cluster.evaluate import Evaluation
-from cluster.interrupt import Terminated
+from cluster.interrupt import Stop
 from cluster.pieces import cut, over_pieces
 from cluster.place import Shape
 from cluster.records import Log
@@ -51,6 +51,10 @@ def falls_at(folder: Path, fatal: int, world: World, log: Log) -> Callable[[rang
     return do
 
 
+def ignored(record: dict[str, Any]) -> None:
+    del record
+
+
 def refuses(error: Exception, world: World, log: Log) -> Callable[[range], Any]:
     raise error
 
@@ -58,7 +62,7 @@ def refuses(error: Exception, world: World, log: Log) -> Callable[[range], Any]:
 @pytest.mark.usefixtures("cluster")
 def test_a_worker_that_is_lost_costs_the_piece_that_it_was_at(tmp_path: Path) -> None:
     records: list[dict[str, Any]] = []
-    pieces = over_pieces(partial(falls_at, tmp_path, 17), 30, 5, Shape(2, 1, 0, 1), records.append, "it")
+    pieces = over_pieces(partial(falls_at, tmp_path, 17), 30, 5, Shape(2, 1, 0, 1), records.append, "it", Stop())
     assert [row for piece in pieces for row in piece] == list(range(30))
     begun = Counter({int(note.name): len(note.read_text()) for note in tmp_path.iterdir() if note.name != "fallen"})
     (told,) = [record["text"] for record in records if record["kind"] == "warning"]
@@ -69,15 +73,16 @@ def test_a_worker_that_is_lost_costs_the_piece_that_it_was_at(tmp_path: Path) ->
 @pytest.mark.usefixtures("cluster")
 def test_what_a_worker_raises_for_the_user_comes_out_as_it_is() -> None:
     with pytest.raises(DataError, match=r"^one line$"):
-        list(over_pieces(partial(refuses, DataError("one line")), 3, 3, Shape(1, 1, 0, 1), lambda record: None, "it"))
+        list(over_pieces(partial(refuses, DataError("one line")), 3, 3, Shape(1, 1, 0, 1), ignored, "it", Stop()))
 
 
 @pytest.mark.usefixtures("cluster")
 def test_work_that_is_interrupted_ends_at_once(tmp_path: Path) -> None:
+    stop = Stop()
     pieces = over_pieces(
-        partial(falls_at, tmp_path, -1), 9, 3, Shape(1, 1, 0, 1), lambda record: signal.raise_signal(signal.SIGTERM), ""
+        partial(falls_at, tmp_path, -1), 9, 3, Shape(1, 1, 0, 1), lambda record: stop.ask("enough"), "", stop
     )
-    with pytest.raises(Terminated):
+    with pytest.raises(KeyboardInterrupt, match=r"^enough$"):
         list(pieces)
 
 
@@ -87,7 +92,7 @@ def test_a_test_on_three_workers_is_that_on_one(picture_set: DataSet, tmp_path: 
     file = written(tmp_path / "net.safetensors")
     test = Evaluation(file, picture_set.location.absolute, views("both", (40, 56), mirror=True))
     records: list[dict[str, Any]] = []
-    found = launch.run_evaluation(test, Shape(3, 1, 0, 3), records.append)
+    found = launch.run_evaluation(test, Shape(3, 1, 0, 3), records.append, Stop())
     assert list(found) == list(test.views)
     for view, alone in on(test).items():
         assert np.allclose(found[view].scores, alone.scores, rtol=0, atol=1e-6)
@@ -102,4 +107,4 @@ def test_what_can_be_refused_is_before_a_worker_starts(picture_set: DataSet, tmp
     file = written(tmp_path / "net.safetensors", (*CLASSES, "dog"))
     test = Evaluation(file, picture_set.location.absolute, views("dense", (40,), mirror=True))
     with pytest.raises(DataError, match="was trained on 4"):
-        launch.run_evaluation(test, Shape(3, 1, 0, 3), lambda record: None)
+        launch.run_evaluation(test, Shape(3, 1, 0, 3), ignored, Stop())

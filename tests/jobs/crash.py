@@ -121,7 +121,7 @@ class CrashedJob:
         workers = train_workers(self._process.pid)
         if kill.whom == "stop":
             send(signal.SIGTERM, self._process.pid)
-            assert self._process.wait(PATIENCE_SECONDS) == 128 + signal.SIGTERM
+            assert self._process.wait(PATIENCE_SECONDS) == 130
             self._process = self._start()
         elif kill.whom == "driver":
             send(signal.SIGKILL, self._process.pid)

@@ -16,13 +16,13 @@ from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
-from cluster import course, launch
+from cluster import course
 from cluster.place import Shape
 from cluster.settings import ClusterSettings
 from cluster.train import Stage
 from pipelines.shards import DataSet
 from tests.cluster.chaos import send, train_workers
-from tests.cluster.runs import Listener, in_epoch, saved, stage
+from tests.cluster.runs import Listener, carried_out, in_epoch, saved, stage
 from tests.jobs.crash import CrashedJob, Kill, job
 
 EPOCHS = 60
@@ -75,7 +75,7 @@ def test_a_node_that_is_lost_and_comes_back(
         (in_epoch(2), lambda: nodes.remove_node(other_node(nodes), allow_graceful=False)),
         (lambda r: r["kind"] == "epoch" and r["epoch"] > 3, lambda: nodes.add_node(num_cpus=1)),
     )
-    launch.train_stage(wide(digits, tmp_path), Shape(2, 1, 0, 1), ELASTIC, lost)
+    carried_out(wide(digits, tmp_path), Shape(2, 1, 0, 1), ELASTIC, lost)
     print(*lost.texts(), sep="\n")
     print(f"training again {lost.seconds_lost(0):.1f} s after the node was lost; groups of {lost.counts()}")
     assert lost.counts() == [2, 1, 2]
@@ -92,7 +92,7 @@ def test_a_node_that_is_drained_costs_no_step(nodes: Cluster, digits: tuple[str,
         assert accepted, why
 
     drained = Listener((in_epoch(2), drain))
-    launch.train_stage(wide(digits, tmp_path), Shape(2, 1, 0, 1), ELASTIC, drained)
+    carried_out(wide(digits, tmp_path), Shape(2, 1, 0, 1), ELASTIC, drained)
     print(*drained.texts(), sep="\n")
     print(f"training again {drained.seconds_lost(0):.1f} s after the notice")
     assert drained.counts() == [2, 1], "the node that goes gets no worker"
@@ -111,7 +111,7 @@ def test_a_worker_that_hangs_is_replaced(workers: int, nodes: Cluster, digits: t
 
     listener = Listener((in_epoch(2), stop))
     fixed = ClusterSettings(workers=(workers, workers), collective_timeout_seconds=10, stall_minutes=0.25)
-    launch.train_stage(wide(digits, tmp_path, 6), Shape(workers, 1, 0, workers), fixed, listener)
+    carried_out(wide(digits, tmp_path, 6), Shape(workers, 1, 0, workers), fixed, listener)
     print(*listener.texts(), sep="\n")
     print(f"training again {listener.seconds_lost(0):.1f} s after the hang")
     assert listener.counts() == [workers, workers]

@@ -22,14 +22,13 @@ import pytest
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster import launch
 from cluster.attempt import Stage
 from cluster.checkpoint import files_of
 from cluster.place import Shape
 from cluster.settings import CheckpointSettings, ClusterSettings
 from pipelines.location import Location
 from tests.cluster.chaos import send
-from tests.cluster.runs import Listener
+from tests.cluster.runs import Listener, carried_out
 from tests.cluster.test_train import settings
 from tests.soak.soak_failures import check_ledger
 
@@ -256,7 +255,7 @@ def _drive(address: str, switch: str, training: str, validation: str, folder: Pa
             print(f"{time.time() - begun:6.1f}", record, flush=True)
         listener(record)
 
-    launch.train_stage(stage, Shape(2, 1, 0, 1), ClusterSettings(workers=(1, 2)), listen)
+    carried_out(stage, Shape(2, 1, 0, 1), ClusterSettings(workers=(1, 2)), listen)
     answer.update(done=listener.done, records=listener.records)
     (folder / "heard.json").write_text(json.dumps(answer))
 

@@ -1,7 +1,5 @@
 """Carries a plan out: stages in order, then tests, with everything tracked."""
 
-import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,15 +9,18 @@ from cluster.attempt import Stage
 from cluster.place import Shape
 from cluster.settings import EvaluationSettings, StageSettings
 from cluster.track import Tracker, default_uri
-from jobs import publish, report, results, schema, stored, tables, testing
+from jobs import outline, publish, report, results, schema, stored, tables, testing
+from jobs.board import Board
 from jobs.check import Checked
 from jobs.checkpoints import Model, net_file
+from jobs.line import Phase
 from jobs.plan import Action, Decision, plan
-from jobs.results import Result, scale_text
+from jobs.results import Result
+from jobs.status import published
 from jobs.store import TESTS, Finished, StageFolder, read_json, read_text, write_json, write_text
 from jobs.testing import Trial
 from jobs.watch import Watch
-from pipelines.errors import CheckpointError, ClusterError, SettingsError, TrainingError
+from pipelines.errors import CheckpointError, ClusterError, SettingsError, TrainingError, VerydeepError
 from pipelines.location import Location
 
 # By their names in records: what a stretch of steps and an epoch both have, and an epoch alone; as they are in MLflow.
@@ -63,25 +64,28 @@ def run(checked: Checked, only: str | None = None, fresh: bool = False) -> list[
     """Runs the job to its end and returns the results of its tests. Raises VerydeepError."""
     todo = decisions(checked, only, fresh)
     uri = default_uri(checked.job.root)
-    watch = Watch()
-    watch.say(f"{checked.job.name}: {checked.training.rows} images, {len(checked.training.manifest.classes)} classes")
-    cluster = launch.connect()
-    try:
-        shape = place.shape(checked.job.cluster)
-        checked.store.create()
-        checked.store.note_stages(checked.folders)
-        watch.say(f"Ray: {cluster}; {shape}")
-        with interrupt.raised(), _tracked(checked, uri) as (tracker, parent):
-            chain = _Chain(checked, shape, watch, tracker, parent)
-            for decision in todo:
-                chain.stage(decision)
-            found = chain.tests() if only is None else []
-            page = chain.report()
-            if only is None:
-                chain.register(found)
-    finally:
-        watch.done()
-        launch.disconnect()
+    names = {file: model.name for file, model in checked.files.items()}
+    with Watch(Board(checked.job.name, outline.lines(checked.job, names))) as watch:
+        job, training = checked.job.name, checked.training
+        watch.say(f"{job}: {training.rows} images, {len(training.manifest.classes)} classes")
+        cluster = launch.connect()
+        try:
+            shape = place.shape(checked.job.cluster)
+            checked.store.create()
+            checked.store.note_stages(checked.folders)
+            watch.say(f"Ray: {cluster}; {shape}")
+            watch.board.runs_on(str(shape))
+            told = published(watch.board, checked.store.root, watch.say)
+            with interrupt.raised(), told, _tracked(checked, uri) as (tracker, parent):
+                chain = _Chain(checked, shape, watch, tracker, parent)
+                for decision in todo:
+                    chain.stage(decision)
+                found = chain.tests() if only is None else []
+                page = chain.report()
+                if only is None:
+                    chain.register(found)
+        finally:
+            launch.disconnect()
     if found:
         watch.say(f"\n{tables.text(tables.tables(found))}\n")
     watch.say(f"Checkpoints and results: {checked.store.root}")
@@ -94,7 +98,6 @@ def run(checked: Checked, only: str | None = None, fresh: bool = False) -> list[
 def _tracked(checked: Checked, uri: str) -> Iterator[tuple[Tracker, str]]:
     """The job's MLflow run, which an earlier attempt may have begun; closed as what the block ends as."""
     job, store = checked.job, checked.store
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr, flush=True)
     tracker = Tracker(uri, job.name)
     try:
         parent = _open(tracker, store.root / "job.json", job.name, None, {"job": job.name})
@@ -124,13 +127,12 @@ class _Chain:
         self._runs: dict[str, str] = {}
 
     def stage(self, decision: Decision) -> None:
-        name = decision.stage
+        name, watch = decision.stage, self._watch
         folder = self._checked.folders[name]
         settings = self._checked.job.stages[name]
-        self._watch.say(
-            f"\n{name}: net {settings.net}, S {scale_text(settings.scale)}: {decision.action.value}, {decision.reason}"
-        )
+        watch.say(f"\n{name}: {outline.stage_title(settings)}: {decision.action.value}, {decision.reason}")
         if decision.action is Action.SKIP:
+            watch.board.set(name, Phase.LEFT_OUT, decision.reason)
             finished = folder.finished()
             if finished:
                 self._finished[name] = finished
@@ -141,11 +143,24 @@ class _Chain:
             finished = folder.finished()
             assert finished is not None
             self._runs[name] = str((read_json(folder.path / "run.json") or {}).get("run", ""))
+            watch.board.recall(name, finished.epochs, settings.epochs)
         else:
-            finished = self._train(folder, settings)
+            finished = self._watched(folder, settings)
         self._finished[name] = finished
-        best = f"best validation accuracy {finished.accuracy:.3f}"
-        self._watch.say(f"{name}: done, {len(finished.epochs)} epochs, {best}")
+        watch.set(name, Phase.DONE, f"{len(finished.epochs)} epochs")
+
+    def _watched(self, folder: StageFolder, settings: StageSettings) -> Finished:
+        watch = self._watch
+        watch.board.recall(folder.name, folder.progress().epochs, settings.epochs)
+        watch.set(folder.name, Phase.RUNNING)
+        try:
+            return self._train(folder, settings)
+        except KeyboardInterrupt:
+            watch.set(folder.name, Phase.STOPPED)
+            raise
+        except VerydeepError as error:
+            watch.set(folder.name, Phase.FAILED, str(error))
+            raise
 
     def _train(self, folder: StageFolder, settings: StageSettings) -> Finished:
         job, data = self._checked.job, self._checked.data
@@ -170,7 +185,7 @@ class _Chain:
         def listen(record: dict[str, Any]) -> None:
             if record["kind"] == "unreadable":
                 unreadable[record["name"]] = record["reason"]
-            self._listen(run, record)
+            self._listen(folder.name, run, record)
 
         with self._tracker.ending(run):
             try:
@@ -194,16 +209,16 @@ class _Chain:
             write_text(path, tables.csv_text([("image", "reason"), *sorted(unreadable.items())]))
             self._tracker.artifact(run, path)
 
-    def _listen(self, run: str, record: dict[str, Any]) -> None:
-        self._watch.listen(record)
+    def _listen(self, name: str, run: str, record: dict[str, Any]) -> None:
+        self._watch.hear(name, record)
         if record["kind"] == "point":
             step = (record["epoch"] - 1) * record["steps"] + record["step"]
             self._tracker.metrics(run, _named(record, _POINT_METRICS), step, record["time"])
         elif record["kind"] == "epoch":
             self._tracker.metrics(run, _named(record, _EPOCH_METRICS), record["epoch"], record["time"])
         elif record["kind"] == "reading":
-            name = f"rows_read_per_row_used.worker_{record['rank']}"
-            self._tracker.metrics(run, {name: record["read_per_used"]}, record["epoch"], record["time"])
+            metric = f"rows_read_per_row_used.worker_{record['rank']}"
+            self._tracker.metrics(run, {metric: record["read_per_used"]}, record["epoch"], record["time"])
 
     def tests(self) -> list[Result]:
         """Carries out the job's tests, as far as their posteriors are not known; writes and tracks their tables."""

@@ -17,7 +17,9 @@ from cluster.metrics import Totals
 from cluster.place import Shape
 from cluster.posteriors import Posteriors
 from cluster.views import Scales, TestMode, View, scales_of, views
+from jobs import outline
 from jobs.checkpoints import Model
+from jobs.line import Phase
 from jobs.results import Result, Subject, averaged
 from jobs.store import reason
 from jobs.watch import Watch
@@ -69,6 +71,8 @@ def carry_out(
     """
     for model, wanted in _needed(tests):
         _complete(model, wanted, data, folder, on, watch)
+        if watch.board.line(outline.test_of(model.name)) is not None:  # of a job
+            watch.board.set(outline.test_of(model.name), Phase.DONE)
     results = []
     for test in tests:
         for group in test.groups:
@@ -101,14 +105,15 @@ def _complete(model: Model, wanted: list[View], data: DataSet, folder: Location,
 def _compute(model: Model, missing: tuple[View, ...], data: DataSet, folder: Location, on: Shape, watch: Watch) -> None:
     """Holds the posteriors of all these views."""
     spent: dict[View, Counter[str]] = {}
+    node = outline.test_of(model.name)
 
     def listen(record: dict[str, Any]) -> None:
-        watch.listen(record)
+        watch.hear(node, record)
         if record["kind"] == "timed":
             view = View(record["mode"], record["scale"], record["mirror"])
             spent.setdefault(view, Counter()).update({key: record[key] for key in ("images", "seconds", "net_seconds")})
 
-    watch.begin(f"test of {model.name}", data.rows * len(missing))
+    watch.begin(node, data.rows * len(missing))
     test = Evaluation(model.file.absolute, data.location.absolute, missing, model.label.seal)
     found = launch.run_evaluation(test, on, listen)
     watch.done()

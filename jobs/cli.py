@@ -6,7 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs import bench_cli, evaluate_cli, export_cli, features_cli, plan_cli, predict_cli, report_cli, run_cli, stop_cli
+from jobs import (
+    bench_cli,
+    evaluate_cli,
+    export_cli,
+    features_cli,
+    plan_cli,
+    predict_cli,
+    report_cli,
+    run_cli,
+    status_cli,
+    stop_cli,
+)
 from jobs.source import open_source, scale_range
 from pipelines import imagenet, parquet, sources
 from pipelines.aside import check_apart
@@ -58,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     for module, verb, meaning in (
         (run_cli, "run", "run a job's chain of stages; run again, it goes on where it stopped"),
         (plan_cli, "plan", "show what would run, and why"),
+        (status_cli, "status", "show how a job stands that runs, here or elsewhere"),
         (stop_cli, "stop", "end a job that runs elsewhere, with checkpoints"),
         (evaluate_cli, "evaluate", "test nets as the paper does"),
         (report_cli, "report", "make a job's page of tables and pictures anew"),

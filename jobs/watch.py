@@ -1,76 +1,143 @@
-"""What a person sees of a run: a line a few times an epoch, and in a terminal a progress bar below the lines."""
+"""What a person sees of a run: in a terminal lines that scroll by above a live view, in logs the lines alone."""
 
 import sys
+import threading
+import time
+import warnings
+from collections.abc import Mapping
+from types import TracebackType
 from typing import Any
 
-from tqdm import tqdm
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from jobs import told
+from jobs.board import Board
+from jobs.line import Phase
+from jobs.screen import Screen
+
+_SILENT_SECONDS = 60.0  # after which a log gets a line of what goes on
+_PICTURES_A_SECOND = 4
 
 
 class Watch:
-    """`listen` takes the records of workers (see `cluster.records`)."""
+    """Takes the records of workers, from any thread. `board`: the nodes of a job, if there is one.
 
-    def __init__(self) -> None:
-        self._bar: tqdm[Any] | None = None
-        self._what = ""
+    As a context, Python's warnings are lines of it, too, and the live view ends with the block, however that ends.
+    """
+
+    def __init__(self, board: Board | None = None, console: Console | None = None) -> None:
+        """`console`: a terminal that is drawn on; without one, standard output, if that is one."""
+        self.board = board if board is not None else Board()
+        self._console = console or Console()
+        self._drawn = console is not None or (sys.stdout.isatty() and self._console.is_interactive)
+        self._screen = Screen(self.board.snapshot)
+        self._live: Live | None = None
+        self._lock = threading.Lock()
+        self._over = False
+        self._piece: str | None = None
         self._unreadable: set[str] = set()
+        self._said: dict[str, float] = {}  # when there was a line of each node
 
     def say(self, line: str = "") -> None:
-        """A line of its own, above the bar."""
-        tqdm.write(line, file=sys.stdout)
-        sys.stdout.flush()
+        """A line of its own, above the live view."""
+        if self._drawn:
+            self._console.print(Text(line), soft_wrap=True)
+        else:
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
 
-    def listen(self, record: dict[str, Any]) -> None:
-        kind = record["kind"]
-        if kind in ("tick", "point"):
-            self._move(f"{record['stage']} epoch {record['epoch']}", record["step"], record["steps"])
-        if kind == "point" and record["line"]:
-            self.say(
-                f"{_place(record)}  step {record['step']}/{record['steps']}  loss {record['loss']:.4f}  "
-                f"accuracy {record['accuracy']:.3f}  {record['images_per_second']:.0f} images/s  "
-                f"rate {record['learning_rate']:g}"
-            )
-        elif kind == "epoch":
-            self.done()
-            self.say(
-                f"{_place(record)}  loss {record['loss']:.4f}  accuracy {record['accuracy']:.3f}  "
-                f"validation {record['validation_accuracy']:.3f}  {record['images_per_second']:.0f} images/s  "
-                f"rate {record['learning_rate']:g}  {record['seconds']:.1f} s"
-            )
-        elif kind == "unreadable" and record["name"] not in self._unreadable:
-            self._unreadable.add(record["name"])
-            self.say(f"{record['name']} cannot be decoded ({record['reason']}); a plain picture stands in for it")
-        elif kind == "warning":
-            self.say(f"warning: {record['text']}")
-        elif kind == "workers" and record["attempt"] > 1:
-            count = record["count"]
-            self.say(f"{count} worker{'s' * (count != 1)} at work, attempt {record['attempt']}")
-        elif kind == "quiet":
-            self.say(
-                f"no word from the workers for {record['seconds']} s; they wait for free CPUs or GPUs, or validate"
-            )
-        elif kind == "tested" and self._bar is not None:
-            self._bar.update(record["images"])
+    def hear(self, name: str, record: Mapping[str, Any], now: float | None = None) -> None:
+        """A record of the node `name` (see `cluster.records`)."""
+        at = time.time() if now is None else now
+        self.board.hear(name, record, at)
+        self._show()
+        for line in self._lines(name, record, at):
+            self._said[name] = at
+            self.say(line)
+
+    def set(self, name: str, phase: Phase, reason: str = "") -> None:
+        """The node is in this phase now, for that reason; a line tells of its end."""
+        self.board.set(name, phase, reason)
+        self._show()
+        line = self.board.line(name)
+        if line is not None and (text := told.end(line)):
+            self.say(text)
+
+    # For verbs that do one piece of work
 
     def begin(self, what: str, total: int) -> None:
-        """A bar of `total` images."""
-        self._begin(what, total, " images")
+        """A bar of `total` images; of a job's test beside those of its line."""
+        known = self.board.line(what) is not None
+        self.board.begin(what, total)
+        if not known:
+            self._piece = what
+        self._show()
 
-    def _begin(self, what: str, total: int, unit: str) -> None:
-        self.done()
-        self._what = what
-        self._bar = tqdm(total=total, desc=what, unit=unit, disable=None, leave=False)
+    def listen(self, record: Mapping[str, Any]) -> None:
+        """A record of what was begun last."""
+        self.hear(record.get("stage") or self._piece or "", record)
 
     def done(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        """The bar that was begun goes away."""
+        if self._piece is not None:
+            self.board.remove(self._piece)
+            self._piece = None
+            self.close()
 
-    def _move(self, what: str, at: int, total: int) -> None:
-        if self._bar is None or self._what != what:
-            self._begin(what, total, " steps")
-        if self._bar is not None and not self._bar.disable:
-            self._bar.update(at - self._bar.n)
+    # The view
 
+    def close(self) -> None:
+        """The live view ends; what it showed last stays, unless that is nothing."""
+        with self._lock:
+            live, self._live = self._live, None
+        if live is not None:
+            self._screen.whole = True
+            live.transient = not self.board.snapshot().lines
+            live.stop()
+            self._screen.whole = False
 
-def _place(record: dict[str, Any]) -> str:
-    return f"{record['stage']}  epoch {record['epoch']}/{record['epochs']}"
+    def __enter__(self) -> "Watch":
+        self._before = warnings.showwarning
+        warnings.showwarning = self._warn
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        warnings.showwarning = self._before
+        self._over = True
+        self.close()
+
+    def _warn(self, message: Warning | str, *_: object, **__: object) -> None:
+        if self._drawn:
+            self.say(f"warning: {message}")
+        else:
+            print(f"warning: {message}", file=sys.stderr, flush=True)
+
+    def _show(self) -> None:
+        with self._lock:
+            if self._drawn and self._live is None and not self._over:
+                self._live = Live(
+                    console=self._console,
+                    get_renderable=lambda: self._screen,
+                    refresh_per_second=_PICTURES_A_SECOND,
+                    vertical_overflow="crop",
+                )
+                self._live.start()
+
+    def _lines(self, name: str, record: Mapping[str, Any], now: float) -> list[str]:
+        """What is to be said of a record: in a terminal not what the view shows."""
+        kind, line = record["kind"], self.board.line(name)
+        assert line is not None
+        if kind == "unreadable":
+            if record["name"] in self._unreadable:
+                return []
+            self._unreadable.add(record["name"])
+        if (text := told.record(name, record)) is not None:
+            return [] if self._drawn and kind == "point" else [text]
+        silent = now - self._said.setdefault(name, now)
+        if self._drawn or kind not in ("tick", "point", "tested") or silent < _SILENT_SECONDS:
+            return []
+        return [told.progress(line)]

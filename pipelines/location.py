@@ -203,10 +203,13 @@ class Location:
             copy.write_bytes(self.read())
             yield copy
 
-    def write(self, *pieces: bytes | memoryview) -> None:
-        """A file of these pieces, there whole or not at all, in place of what was there. Makes its folders."""
-        disk = self.disk
-        persistently(lambda: _write_aside(disk, pieces) if disk is not None else self._upload(pieces), self)
+    def write(self, *pieces: bytes | memoryview, once: bool = False) -> None:
+        """A file of these pieces, there whole or not at all, in place of what was there. Makes its folders. `once`: it
+        is not tried again if the network or the server fails."""
+        disk, given_up = self.disk, threading.Event()
+        if once:
+            given_up.set()
+        persistently(lambda: _write_aside(disk, pieces) if disk is not None else self._upload(pieces), self, given_up)
 
     @contextmanager
     def filled(self) -> Iterator[Path]:

@@ -34,10 +34,10 @@ class Stop:
 
 
 @contextmanager
-def noted() -> Iterator[Stop]:
+def noted(stop: Stop | None = None) -> Iterator[Stop]:
     """The first signal asks for a stop, a second one for one at once; a third raises KeyboardInterrupt, in case that
     nothing heeds the wish. To be entered in the main thread, after Ray has started, which has handlers of its own."""
-    stop = Stop()
+    stop = stop or Stop()
 
     def note(number: int, frame: FrameType | None) -> None:
         del frame

@@ -119,15 +119,19 @@ def train_stage(stage: Stage, on: Shape, settings: ClusterSettings, listen: List
             if ended.how is How.FINISHED:
                 return
             course.stopped(time.monotonic())
+            listen({"kind": "lost"})
             listen(warning(f"{ended.why}; training starts again from the newest checkpoint"))
 
 
 def _accompany(fit: Fit, course: Course, box: Mailbox, stop: Stop, listen: Listen) -> Ended:
     """Listens and decides until the run ends."""
     records, reason = Records(box, listen), ""
-    room, looked = 0, time.monotonic()
+    room, looked, at_work = 0, time.monotonic(), 0
     while not fit.over(_POLL_SECONDS):
         records.deliver(course.hear)
+        if course.workers < at_work:
+            listen({"kind": "lost"})
+        at_work = course.workers
         if course.short and time.monotonic() - looked > _ROOM_POLL_SECONDS:
             room, looked = place.room(fit.on), time.monotonic()
         decision = course.decide(time.monotonic(), room, stop)

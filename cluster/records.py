@@ -10,6 +10,8 @@ timed       a piece of a test in one of its views: seconds in all, and in the ne
 unreadable  an image that could not be decoded
 reading     rows read over rows used, by one worker
 warning     something that a person should know
+workers     so many are at work, in which attempt
+lost        they are not any more; others will start
 """
 
 import math

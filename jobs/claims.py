@@ -9,43 +9,44 @@ from cluster.place import Shape
 
 
 class Claims:
-    """What the parts that are under way take of the cluster. A part that has begun is seen to occupy its places only
-    after a while: until then what is free is counted less these."""
+    """What the parts that are under way take of the cluster. One that has begun, or lost its workers, is seen to occupy
+    its places only after a while: until then they are counted as taken all the same."""
 
     def __init__(self, shape: Shape) -> None:
         self._shape = shape
         self._lock = threading.Lock()
-        self._claimed: dict[str, int] = {}
-        self._unsettled: set[str] = set()
+        self._promised: dict[str, int] = {}
+        self._at_work: dict[str, int] = {}
 
     def workers(self, test: bool) -> int:
-        """For a stage, or a test, which does with fewer; 0: there is no room."""
+        """With how many a stage, or a test, which does with fewer, may begin; 0: there is no room."""
         with self._lock:
-            claimed = sum(self._claimed.values())
-            unsettled = sum(self._claimed[name] for name in self._unsettled)
-        if not claimed:
+            unseen = sum(max(0, most - self._at_work.get(name, 0)) for name, most in self._promised.items())
+            alone = not self._promised
+        if alone:
             return self._shape.workers  # in turn, if need be: it waits for room itself
         least = 1 if test else self._shape.least
-        return place.fits(
-            place.total(self._shape), launch.room(self._shape, test), claimed, unsettled, least, self._shape.workers
-        )
+        return place.fits(launch.room(self._shape, test), unseen, least, self._shape.workers)
 
     def add(self, name: str, workers: int) -> Listen:
         """Of a part that begins; to be fed with its workers' records."""
         with self._lock:
-            self._claimed[name] = workers
-            self._unsettled.add(name)
+            self._promised[name] = workers
 
         def hear(record: dict[str, Any]) -> None:
-            if record["kind"] in ("workers", "tested"):
-                with self._lock:
-                    self._unsettled.discard(name)
-                    if record["kind"] == "workers" and name in self._claimed:
-                        self._claimed[name] = record["count"]
+            with self._lock:
+                match record["kind"]:
+                    case "workers":
+                        self._at_work[name] = record["count"]
+                        self._promised[name] = min(workers, max(record["count"], self._shape.least))
+                    case "tested":
+                        self._at_work[name] = workers
+                    case "lost":
+                        self._at_work[name] = 0
 
         return hear
 
     def remove(self, name: str) -> None:
         with self._lock:
-            del self._claimed[name]
-            self._unsettled.discard(name)
+            del self._promised[name]
+            self._at_work.pop(name, None)

@@ -1,23 +1,10 @@
 """A run as a whole, before it begins and after it has ended; pure."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from cluster.flops import forward_flops, training_flops
-from jobs import schema
 from jobs.chain import Chain
 from jobs.check import Checked
-from jobs.line import Line
-from jobs.results import scale_text
-from jobs.schema import Job
-
-
-def lines(job: Job, order: Sequence[str]) -> list[Line]:
-    """Of the board: the stages, each after those that it waits for."""
-    needs = schema.needs(job)
-    return [
-        Line(name, f"net {job.stages[name].net}, S {scale_text(job.stages[name].scale)}", tuple(needs[name]))
-        for name in order
-    ]
 
 
 def costs(checked: Checked, parts: Mapping[str, object]) -> dict[str, float]:

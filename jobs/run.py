@@ -11,7 +11,7 @@ from cluster.interrupt import Stop
 from cluster.mailbox import Listen
 from cluster.place import Shape
 from cluster.track import Tracker, default_uri
-from jobs import decide, publish, report, results, schema, selection, stored, tables
+from jobs import decide, outline, publish, report, results, schema, selection, stored, tables
 from jobs.board import Board
 from jobs.chain import Chain
 from jobs.check import Checked
@@ -20,7 +20,7 @@ from jobs.crew import Crew
 from jobs.holder import Holder
 from jobs.lease import Lease, held
 from jobs.line import Phase
-from jobs.overview import costs, failures, lines
+from jobs.overview import costs, failures
 from jobs.plan import Action, Decision
 from jobs.results import Result
 from jobs.selection import Choice
@@ -43,13 +43,21 @@ def run(checked: Checked, choice: Choice | None = None) -> list[Result]:
     """
     choice, uri, root = choice or Choice(), default_uri(checked.job.root), checked.store.root
     selection.wanted(checked.job, choice)
-    watch, stop = Watch(Board(checked.job.name, lines(checked.job, checked.order))), Stop()
+    watch, stop = (
+        Watch(
+            Board(
+                checked.job.name,
+                outline.lines(checked.job, {file: model.name for file, model in checked.files.items()}),
+            )
+        ),
+        Stop(),
+    )
     with watch, held(root, stop, Holder.here(), watch.say) as lease:
         todo = decide.decisions(checked, choice)
         with _connected(checked, watch) as shape, interrupt.noted(stop):
             checked.store.create()
             try:
-                with published(watch.board, root):
+                with published(watch.board, root, watch.say):
                     return _Run(checked, choice, shape, watch, stop, lease).carry_out(todo, uri)
             except VerydeepError as error:  # whatever it is, the work has begun
                 raise error if error.exit_status == 1 else TrainingError(str(error)) from error

@@ -5,11 +5,12 @@ from typing import Any
 
 from cluster import launch, nets, schedule
 from cluster.attempt import Stage
+from cluster.mailbox import Listen
 from cluster.place import Shape
 from cluster.settings import StageSettings
-from jobs import metrics, schema, tables
-from jobs.board import Phase
+from jobs import metrics, outline, schema, tables
 from jobs.checkpoints import Model, net_file
+from jobs.line import Phase
 from jobs.plan import Decision
 from jobs.results import scale_text
 from jobs.site import Site, open_run
@@ -27,7 +28,8 @@ class Stages:
 
     def find(self, decision: Decision) -> None:
         """A stage that was done before, if it is."""
-        folder, watch = self._site.folders[decision.stage], self._site.watch
+        site, watch = self._site, self._site.watch
+        folder = site.folders[decision.stage]
         finished = folder.finished()
         if finished is None:
             watch.set(folder.name, Phase.LEFT_OUT, decision.reason)
@@ -35,26 +37,26 @@ class Stages:
         self.finished[folder.name] = finished
         if folder.job is None:  # what this job's tests come to is no part of another job's run
             self.runs[folder.name] = str((read_json(folder.path / "run.json") or {}).get("run", ""))
-        watch.recall(folder.name, finished.epochs)
+        watch.board.recall(folder.name, finished.epochs, site.checked.job.stages[folder.name].epochs)
         watch.set(folder.name, Phase.DONE, decision.reason)
 
-    def train(self, decision: Decision, on: Shape, hear: launch.Listen) -> None:
+    def train(self, decision: Decision, on: Shape, hear: Listen) -> None:
         """To its end. `hear` gets the workers' records first. Raises VerydeepError, and KeyboardInterrupt at a stop."""
         site, name = self._site, decision.stage
         folder, settings = site.folders[name], site.checked.job.stages[name]
-        title = f"net {settings.net}, S {scale_text(settings.scale)}"
-        site.watch.say(f"{name}: {title}: {decision.action.value}, {decision.reason}; on {on}")
+        title = outline.stage_title(settings)
+        site.watch.say(f"{name}: {title}: {decision.action.value}, {decision.reason}")
+        site.watch.board.recall(name, folder.progress().epochs, settings.epochs)
         folder.begin()
         self.finished[name] = finished = self._train(folder, settings, on, hear)
-        best = f"best validation accuracy {finished.accuracy:.3f}"
-        site.watch.set(name, Phase.DONE, f"{len(finished.epochs)} epochs, {best}")
+        site.watch.set(name, Phase.DONE, f"{len(finished.epochs)} epochs")
 
     def model(self, name: str) -> Model:
         """The net that a finished stage delivers."""
         place = self.finished[name].delivered
         return Model(name, place, nets.look(place))
 
-    def _train(self, folder: StageFolder, settings: StageSettings, on: Shape, hear: launch.Listen) -> Finished:
+    def _train(self, folder: StageFolder, settings: StageSettings, on: Shape, hear: Listen) -> Finished:
         site, job, data = self._site, self._site.checked.job, self._site.checked.data
         run = open_run(site.tracker, folder.path / "run.json", folder.name, site.parent, self._tags(folder, on))
         self.runs[folder.name] = run

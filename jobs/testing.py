@@ -19,6 +19,7 @@ from cluster.metrics import Totals
 from cluster.place import Shape
 from cluster.posteriors import Posteriors
 from cluster.views import Scales, TestMode, View, scales_of, views
+from jobs import outline
 from jobs.checkpoints import Model
 from jobs.results import Result, Subject, averaged
 from jobs.store import reason
@@ -114,7 +115,7 @@ def _compute(
     hear: Listen,
 ) -> None:
     """Holds the posteriors of all these views."""
-    name = f"test of {model.name}"
+    name = outline.test_of(model.name)
     spent: dict[View, Counter[str]] = {}
 
     def listen(record: dict[str, Any]) -> None:
@@ -127,6 +128,7 @@ def _compute(
     watch.begin(name, data.rows * len(missing))
     test = Evaluation(model.file.absolute, data.location.absolute, missing, model.label.seal)
     found = launch.run_evaluation(test, on, listen, stop)
+    watch.done()
     for view, scores in found.items():
         place = folder / f"{model.name}-{view.mode}-{view.scale}-{_key(model, view, data)}.parquet"
         _keep(place, replace(scores, origin=_origin(model, view)))

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 
 from cluster.mailbox import Listen
 from cluster.place import Shape
-from jobs import publish, schema, stored, testing
-from jobs.board import Phase
+from cluster.settings import EvaluationSettings
+from jobs import outline, publish, schema, stored, testing
 from jobs.checkpoints import Model
+from jobs.line import Phase
 from jobs.results import Result
 from jobs.site import Site
 from jobs.stages import Stages
@@ -74,7 +75,7 @@ class Trials:
                 values = publish.errors(result, with_mode=True)
                 site.tracker.metrics(run, {f"test.{result.test}.{key}": value for key, value in values.items()}, 0)
 
-    def _settings(self, name: str) -> "schema.EvaluationSettings":
+    def _settings(self, name: str) -> EvaluationSettings:
         return self._site.checked.job.evaluations[name]
 
     def _stage_unreadable(self, subject: str) -> float:
@@ -83,7 +84,7 @@ class Trials:
 
     def _part(self, subject: str) -> str:
         files: Mapping[str, Model] = self._site.checked.files
-        return f"test of {files[subject].name if subject in files else subject}"
+        return outline.test_of(files[subject].name if subject in files else subject)
 
     def _model(self, subject: str) -> Model:
         return self._site.checked.files.get(subject) or self._stages.model(subject)

@@ -9,7 +9,7 @@ import io
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -24,8 +24,8 @@ from PIL import Image
 from xxhash import xxh3_64
 
 from cluster import onnx_file
+from cluster.mlflow_api import connect
 from cluster.nets import Trained
-from cluster.track import connect
 from pipelines import classifier, still
 from pipelines.errors import ClusterError, VerydeepError, first_line
 from pipelines.location import Location
@@ -49,8 +49,10 @@ _SIGNATURE = ModelSignature(
 )
 
 
-def register(uri: str, run: str, name: str, trained: Trained, tags: Mapping[str, str]) -> str:
-    """The version of the registered model `name` that is this net, which has the alias `best` from then on.
+def register(
+    uri: str, run: str, name: str, trained: Trained, tags: Mapping[str, str], aliases: Sequence[str] = (ALIAS,)
+) -> str:
+    """The version of the registered model `name` that is this net, which has these aliases from then on.
 
     A net, which its seal stands for, is registered once, unless the modules change that go with it; its tags are set
     anew. `run`: that the net came from, which the model belongs to.
@@ -65,7 +67,8 @@ def register(uri: str, run: str, name: str, trained: Trained, tags: Mapping[str,
                 found = _add(client, run, name, trained, tags, Path(folder))
         for key, value in tags.items():  # it may have been tested anew
             client.set_model_version_tag(name, found, key, value)
-        client.set_registered_model_alias(name, ALIAS, found)
+        for alias in aliases:
+            client.set_registered_model_alias(name, alias, found)
         return found
     except VerydeepError:
         raise

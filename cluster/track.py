@@ -1,43 +1,32 @@
 """MLflow: a run for a job, and under it one for each stage.
 
-Calls are made in order on a thread of their own, so that a slow server slows nothing; while the server cannot be
-reached they wait, with a warning, and what still cannot be delivered a while after the end is given up and counted.
+Calls are noted in a journal (`cluster.spool`), which costs next to nothing, and made in order by a thread of their own
+(`cluster.delivery`): a server that is slow slows nothing. While it can't be reached they wait; what waits at the end
+stays in the journal, for the next run of the job or for `verydeep sync`.
 """
 
-import json
-import logging
 import os
-import queue
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the thread below does its own waiting
-
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
+from cluster import spool
+from cluster.delivery import Delivery
+from cluster.spool import Journal
 from pipelines.errors import ClusterError, first_line
-from pipelines.location import Location
-
-warnings.filterwarnings("ignore", module=r"mlflow\.")  # of what it uses of other packages
+from pipelines.location import Location, public
 
 _RETRY_SECONDS = 2.0
-_CLOSING_SECONDS = 30.0
+_LOOK_SECONDS = 0.2  # between looks for new lines
+_CLOSING_SECONDS = 30.0  # without an answer, after which what waits is left
 _SQLITE = "sqlite:///"
-_TALKATIVE = (
-    "alembic",
-    "mlflow.pyfunc",
-    "mlflow.store.db.utils",
-    "mlflow.store.model_registry.abstract_store",
-    "mlflow.utils.environment",
-)
 
 
 def default_uri(storage: Location) -> str:
@@ -53,83 +42,71 @@ def default_uri(storage: Location) -> str:
     return f"sqlite:///{storage.disk / 'mlflow.db'}"
 
 
-def connect(uri: str) -> MlflowClient:
-    """One that does not talk."""
-    for name in _TALKATIVE:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    return MlflowClient(uri)
-
-
 class Tracker:
-    """Runs of one experiment in the tracking store `uri`."""
+    """Runs of one experiment in the tracking store `uri`. Runs go by names of our own; see `Delivery.run_of`."""
 
-    def __init__(self, uri: str, experiment: str) -> None:
-        """Raises ClusterError if the store cannot be reached."""
-        self.uri = uri
-        self._client = connect(uri)
+    def __init__(self, uri: str, experiment: str, folder: Location) -> None:
+        """`folder`: of the job, in which the journal lies. Raises ClusterError if the store can't ever be used, or the
+        folder not be written; a server that doesn't answer is none of both."""
+        self.uri, self._experiment, self._folder = uri, experiment, folder / spool.SPOOL
         try:
-            known = self._client.get_experiment_by_name(experiment)
-            if known is None:
-                # A server chooses its own place; a file store would put artifacts below the current folder.
-                file = uri.removeprefix(_SQLITE) if uri.startswith(_SQLITE) else None
-                place = Path(file).absolute().with_name("mlartifacts").as_uri() if file else None
-                self._experiment = self._client.create_experiment(
-                    experiment, place, {"mlflow.experimentKind": "custom_model_development"}
-                )
-            else:
-                self._experiment = known.experiment_id
+            delivery = Delivery(uri, _warn)
+            if uri.startswith(_SQLITE):  # MLflow would try again and again to make a file in no folder
+                Path(uri.removeprefix(_SQLITE)).parent.mkdir(parents=True, exist_ok=True)
         except (MlflowException, OSError) as error:
-            raise ClusterError(f"MLflow at {uri} cannot be used: {first_line(error)}") from error
-        self._calls: queue.Queue[tuple[str, Callable[[], None]] | None] = queue.Queue()
-        self._failing_since: float | None = None
-        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
-        self._thread.start()
+            raise ClusterError(f"MLflow at {public(uri)} cannot be used: {first_line(error)}") from error
+        try:
+            self._journal = Journal.new(self._folder)
+            journals = [*spool.left(self._folder), self._journal]
+        except OSError as error:
+            raise ClusterError(f"storage: {self._folder} cannot be written: {first_line(error)}") from error
+        self._uploader = Uploader(delivery, journals)
+        self._uploader.start()
 
-    def open_run(self, name: str, parent: str | None, tags: Mapping[str, str], known: str | None) -> str:
-        """The run's id: of `known` if that is there (it goes on), or of a new one."""
-        try:
-            if known is not None:
-                try:
-                    self._client.update_run(known, status="RUNNING")
-                    return known
-                except MlflowException:
-                    pass  # deleted, or of another store
-            parents = {"mlflow.parentRunId": parent} if parent else {}
-            run = self._client.create_run(self._experiment, run_name=name, tags={**tags, **parents})
-        except (MlflowException, OSError) as error:
-            raise ClusterError(f"MLflow at {self.uri} cannot be used: {first_line(error)}") from error
-        return str(run.info.run_id)
+    def open_run(
+        self, name: str, parent: str | None, tags: Mapping[str, str], known: str | None, inputs: Sequence[Any] = ()
+    ) -> str:
+        """The run's name: `known`, in which case it goes on, or a new one. `inputs`: data sets; see `Delivery`."""
+        run = known or uuid4().hex
+        self._note("run", run, name=name, parent=parent, tags=dict(tags), experiment=self._experiment)
+        if inputs:
+            self._note("inputs", run, sets=list(inputs))
+        return run
 
     def parameters(self, run: str, values: Mapping[str, Any]) -> None:
-        params = [Param(key, str(value)) for key, value in _flat(values).items()]
-        self._call("parameters", lambda: self._client.log_batch(run, params=params) and None)
+        self._note("parameters", run, values={key: str(value) for key, value in _flat(values).items()})
+
+    def tags(self, run: str, values: Mapping[str, str]) -> None:
+        self._note("tags", run, values=dict(values))
 
     def metrics(self, run: str, values: Mapping[str, float], step: int, at_seconds: float | None = None) -> None:
-        stamp = int((time.time() if at_seconds is None else at_seconds) * 1000)
-        batch = [Metric(key, float(value), stamp, step) for key, value in values.items()]
-        self._call("metrics", lambda: self._client.log_batch(run, metrics=batch) and None)
+        numbers = {key: float(value) for key, value in values.items()}
+        self._note("metrics", run, at_seconds, values=numbers, step=step)
 
     def artifact(self, run: str, place: Location, folder: str | None = None) -> None:
-        def deliver() -> None:
-            with place.on_disk() as path:
-                self._client.log_artifact(run, str(path), folder)
+        """The file as it is when it is delivered."""
+        self._note("artifact", run, place=place.absolute, folder=folder)
 
-        self._call(f"artifact {place.name}", deliver)
+    def text(self, run: str, content: str, file: str) -> None:
+        """As the artifact `file`, such as a picture as SVG."""
+        self._note("text", run, content=content, file=file)
 
     def table(self, run: str, columns: Mapping[str, Sequence[Any]], file: str) -> None:
         """As a table that MLflow's pages can show and compare, in the place of what had this name."""
         content = {"columns": list(columns), "data": [list(row) for row in zip(*columns.values(), strict=True)]}
-        tag = json.dumps([{"path": file, "type": "table"}])  # by which its pages find it (MlflowClient.log_table)
+        self._note("table", run, content=content, file=file)
 
-        def deliver() -> None:
-            self._client.log_dict(run, content, file)  # log_table would add to what is there
-            self._client.set_tag(run, "mlflow.loggedArtifacts", tag)
+    def register(self, run: str, name: str, net: Location, tags: Mapping[str, str], aliases: Sequence[str]) -> None:
+        """The net in the file as a version of the registered model `name`; see `registry.register`."""
+        self._note("register", run, name=name, place=net.absolute, tags=dict(tags), aliases=list(aliases))
 
-        self._call(f"table {file}", deliver)
+    def version(self, name: str, net: Location) -> str | None:
+        """Of a net that was registered; None if that has not been delivered, or was refused."""
+        return self._uploader.delivery.versions.get((name, net.absolute))
 
     def end_run(self, run: str, status: str) -> None:
         """`status`: FINISHED, FAILED or KILLED."""
-        self._call("the end of a run", lambda: self._client.set_terminated(run, status))
+        self._note("end", run, status=status)
 
     @contextmanager
     def ending(self, run: str) -> Iterator[None]:
@@ -141,51 +118,112 @@ class Tracker:
             raise
         self.end_run(run, "FINISHED")
 
+    def settle(self) -> bool:
+        """Waits until all is delivered, as long as the store answers. Returns whether it is."""
+        return self._uploader.settle(_CLOSING_SECONDS)
+
     def close(self) -> None:
-        """Waits for all calls, as long as they succeed."""
-        began = time.monotonic()
-        self._calls.put(None)
-        while self._thread.is_alive():
-            self._thread.join(0.2)
-            failing = self._failing_since
-            if failing is not None and time.monotonic() - max(failing, began) > _CLOSING_SECONDS:
-                break
-        if self._thread.is_alive():
-            warnings.warn(
-                f"MLflow at {self.uri} does not answer: {self._calls.qsize()} calls and more are lost", stacklevel=2
+        """Delivers what can be, and leaves the rest."""
+        self._uploader.close(_CLOSING_SECONDS)
+        try:
+            self._journal.close()
+        except OSError as error:
+            _warn(f"{self._folder} cannot be written: {first_line(error)}")
+        if waits := self._uploader.waiting:
+            _warn(
+                f"MLflow at {public(self.uri)} does not answer: {waits} calls wait in {self._folder}; "
+                "`verydeep sync` delivers them, and so does the job's next run"
             )
 
-    def _call(self, what: str, call: Callable[[], None]) -> None:
-        self._calls.put((what, call))
-
-    def _work(self) -> None:
-        while (item := self._calls.get()) is not None:
-            what, call = item
-            while True:
-                try:
-                    call()
-                    self._failing_since = None
-                    break
-                except Exception as error:  # artifact stores raise errors of their own; tracking never stops training
-                    if self._failing_since is None:
-                        warnings.warn(f"MLflow at {self.uri}: {what}: {first_line(error)}", stacklevel=1)
-                        self._failing_since = time.monotonic()
-                    if _permanent(error):
-                        self._failing_since = None
-                        break
-                    time.sleep(_RETRY_SECONDS)
+    def _note(self, call: str, run: str, at_seconds: float | None = None, **content: Any) -> None:
+        stamp = int((time.time() if at_seconds is None else at_seconds) * 1000)
+        try:
+            self._journal.append({"call": call, "run": run, "time": stamp, **content})
+        except OSError as error:  # a disk that is full: tracking never stops training
+            self._uploader.lost(first_line(error))
 
 
-def _permanent(error: BaseException) -> bool:
-    """Whether trying again is of no use: the store was reached, and refused, or the call itself is at fault."""
-    if isinstance(error, MlflowException):
-        return error.error_code in (
-            "INVALID_PARAMETER_VALUE",
-            "RESOURCE_DOES_NOT_EXIST",
-            "PERMISSION_DENIED",
-            "BAD_REQUEST",
-        )
-    return not isinstance(error, OSError) or isinstance(error, PermissionError | FileNotFoundError)
+class Uploader(threading.Thread):
+    """Delivers journals, one after the other; to the last one lines may still be added."""
+
+    def __init__(self, delivery: Delivery, journals: Sequence[Journal]) -> None:
+        super().__init__(name="mlflow", daemon=True)
+        self.delivery = delivery
+        self._journals = list(journals)
+        self._over = False
+        self._failing_since: float | None = None
+        self._lost = 0
+
+    @property
+    def waiting(self) -> int:
+        """Calls that are not delivered yet."""
+        return sum(len(journal.read().calls) for journal in self._journals if journal.waiting_bytes)
+
+    def lost(self, why: str) -> None:
+        """A call that could not be noted."""
+        self._lost += 1
+        if self._lost == 1:
+            _warn(f"what MLflow should have cannot be noted: {why}")
+
+    def run(self) -> None:
+        while not self._over:
+            try:
+                if not self._deliver():
+                    time.sleep(_LOOK_SECONDS)
+            except Exception as error:  # artifact stores raise errors of their own; tracking never stops training
+                self._fails(error)
+                time.sleep(_RETRY_SECONDS)
+
+    def settle(self, seconds: float) -> bool:
+        """Waits until nothing is left, or nothing was answered for so long. Returns whether nothing is left."""
+        began = time.monotonic()
+        while any(journal.waiting_bytes for journal in self._journals):
+            failing = self._failing_since
+            if failing is not None and time.monotonic() - max(failing, began) > seconds:
+                return False
+            time.sleep(_LOOK_SECONDS / 4)
+        return True
+
+    def close(self, seconds: float) -> None:
+        """After that it doesn't deliver any more, unless it hangs in a call."""
+        self.settle(seconds)
+        self._over = True
+
+    def _deliver(self) -> bool:
+        """The next lines of the oldest journal that has some. Returns whether there were any."""
+        journal = self._journals[0]
+        journal.copy()
+        found = journal.read()
+        if found.calls:
+            self.delivery.make(found.calls)
+        if found.end != journal.taken:
+            journal.take(found.end)
+            self._answers(len(found.calls))
+            return True
+        if len(self._journals) > 1:  # an earlier attempt's, all delivered
+            self._journals.pop(0).close()
+            return True
+        return False
+
+    def _fails(self, error: BaseException) -> None:
+        if self._failing_since is None:
+            self._failing_since = time.monotonic()
+            _warn(
+                f"MLflow at {public(self.delivery.uri)} does not take calls: {first_line(error)}; they wait, and "
+                "training goes on"
+            )
+
+    def _answers(self, calls: int) -> None:
+        if self._failing_since is not None:
+            seconds = time.monotonic() - self._failing_since
+            self._failing_since = None
+            _warn(
+                f"MLflow at {public(self.delivery.uri)} takes calls again, after {seconds:.0f} s; {calls} were waiting"
+            )
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=2)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -39,6 +39,12 @@ def below(needs: Needs, name: str) -> set[str]:
     return {other for other in needs if name in above(needs, other)}
 
 
+def leaves(needs: Needs) -> list[str]:
+    """Those that nothing waits for, as written."""
+    waited_for = {other for others in needs.values() for other in others}
+    return [name for name in needs if name not in waited_for]
+
+
 def paths(needs: Needs, costs: Mapping[str, float]) -> dict[str, float]:
     """Of each node the cost of the longest path that begins with it: what delays it, delays all of that."""
     found: dict[str, float] = {}

@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
-from cluster import interrupt, launch, place
+from cluster import interrupt, launch, place, registry
 from cluster.interrupt import Stop
 from cluster.mailbox import Listen
 from cluster.place import Shape
 from cluster.track import Tracker, default_uri
-from jobs import decide, outline, publish, report, results, schema, selection, stored, tables
+from jobs import decide, graph, outline, publish, report, results, schema, selection, stored, tables
 from jobs.board import Board
 from jobs.chain import Chain
 from jobs.check import Checked
@@ -30,7 +30,7 @@ from jobs.status import published
 from jobs.store import write_text
 from jobs.trials import Trials
 from jobs.watch import Watch
-from pipelines.errors import CheckpointError, ClusterError, TrainingError, VerydeepError, first_line
+from pipelines.errors import TrainingError, VerydeepError, first_line
 
 _POLL_SECONDS = 1.0  # between looks for room
 
@@ -104,7 +104,7 @@ class _Run:
     def _tracked(self, uri: str) -> Iterator[tuple[Tracker, str]]:
         """The job's MLflow run, which an earlier attempt may have begun; closed as what the block ends as."""
         job, root = self._checked.job, self._checked.store.root
-        tracker = Tracker(uri, job.name)
+        tracker = Tracker(uri, job.name, root)
         try:
             parent = open_run(tracker, root / "job.json", job.name, None, {"job": job.name})
             write_text(root / "job.yaml", schema.resolved(job))
@@ -193,16 +193,18 @@ class _Run:
         return found
 
     def _register(self, found: list[Result], stages: Stages, site: Site) -> None:
-        """The chain's best net: by its tests, or without any by validation; a registry that fails is warned of."""
-        tested = results.best(found, stages.finished)
-        stage = tested.model if tested else max(stages.finished, key=lambda name: stages.finished[name].accuracy)
-        name, run = self._checked.job.name, stages.runs.get(stage) or site.parent
-        try:
-            version = publish.register(name, stages.model(stage), tested, site.tracker, run)
-        except (ClusterError, CheckpointError) as error:
-            self._watch.say(f"warning: {error}")
-            return
-        self._watch.say(f"The best net, of stage {stage}, is models:/{name}@best in MLflow, version {version}")
+        """The chain's best net, by its tests, or without any by validation; and those that no other starts from."""
+        job, tested = self._checked.job, results.best(found, stages.finished)
+        best = tested.model if tested else max(stages.finished, key=lambda name: stages.finished[name].accuracy)
+        leaves = graph.leaves({name: [stage.init.source or ""] for name, stage in job.stages.items()})
+        for name in dict.fromkeys([best, *(leaf for leaf in leaves if leaf in stages.finished)]):
+            own = results.best(found, [name])
+            aliases = [name, registry.ALIAS] if name == best else [name]
+            run = stages.runs.get(name) or site.parent
+            publish.register(job.name, stages.model(name), own, site.tracker, run, aliases)
+        self._watch.say(f"The best net, of stage {best}, goes to MLflow as models:/{job.name}@{registry.ALIAS}")
+        if site.tracker.settle() and (number := site.tracker.version(job.name, stages.model(best).file)):
+            self._watch.say(f"It is version {number} there")
 
 
 def _ui(uri: str) -> str:

@@ -24,7 +24,7 @@ HOMES = {
             "storage",
         )
     },
-    "mlflow": {"cluster/track.py", "cluster/registry.py"},
+    "mlflow": {"cluster/delivery.py", "cluster/mlflow_api.py", "cluster/registry.py", "cluster/track.py"},
     "onnx": {"cluster/onnx_file.py"},
     "onnxruntime": {"cluster/onnx_file.py", "pipelines/classifier.py"},
     "safetensors": {"cluster/foreign.py"},

@@ -5,8 +5,8 @@ is noted in ATTEMPT.taken. A process that is killed loses no line that was appen
 of power the last seconds may be missing; a line that is torn then is none. A file whose lines are all delivered is
 removed; what an earlier attempt left is delivered before anything new.
 
-Of a job in an object store the newest attempt's file lies on the driver's own disk, and is copied into the store as long
-as lines wait.
+Of a job in an object store the newest attempt's file lies on the driver's own disk, and is copied into the store as
+long as lines wait.
 """
 
 import json

@@ -14,6 +14,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+from cluster import system
 from cluster.agree import Wish
 from cluster.attempt import Stage
 from cluster.course import ASKED, PREEMPTED, Ended, How
@@ -46,7 +47,12 @@ def train_worker(config: dict[str, Any]) -> dict[str, str]:
     post = Post(mailbox, world.rank)
     if world.rank == 0:
         post({"kind": "workers", "count": world.size})
-    with _warnings(post), _watchdog(config["stall_seconds"], mailbox, world.rank) as dog, _control(mailbox, world) as c:
+    with (
+        _warnings(post),
+        _sampled(mailbox),
+        _watchdog(config["stall_seconds"], mailbox, world.rank) as dog,
+        _control(mailbox, world) as c,
+    ):
 
         def log(record: dict[str, Any]) -> None:
             dog.beat()
@@ -128,7 +134,7 @@ class Post:
         self.now(record)
 
     def now(self, record: dict[str, Any]) -> None:
-        self._sent = self._mailbox.put({**record, "time": time.time()})
+        self._sent = self._mailbox.put({**record, **_now()})
 
     def settle(self) -> None:
         """Waits until all that was sent has come."""
@@ -195,9 +201,31 @@ def _control(mailbox: Address, world: World) -> Iterator[WorkerControl]:
 
 
 @contextmanager
+def _sampled(mailbox: Address) -> Iterator[None]:
+    """One worker of each node tells what its node is busy with."""
+    if ray.train.get_context().get_local_rank():
+        yield
+        return
+    node = _node_name(ray.get_runtime_context().get_node_id(), ray.nodes())
+    with system.sampled(lambda values: mailbox.put({"kind": "system", "node": node, "values": values, **_now()})):
+        yield
+
+
+def _node_name(own: str, nodes: list[dict[str, Any]]) -> str:
+    """A node's host; with a part of its id where nodes share one."""
+    hosts = {node["NodeID"]: str(node["NodeManagerHostname"]) for node in nodes if node["Alive"]}
+    host = hosts.get(own, "node")
+    return host if list(hosts.values()).count(host) == 1 else f"{host}-{own[:8]}"
+
+
+def _now() -> dict[str, float]:
+    return {"time": time.time()}
+
+
+@contextmanager
 def _watchdog(seconds: float, mailbox: Address, rank: int) -> Iterator[Watchdog]:
     def tell(text: str) -> None:
-        record = {"kind": "warning", "text": f"worker {rank}: {text}", "time": time.time()}
+        record = {"kind": "warning", "text": f"worker {rank}: {text}", **_now()}
         try:
             ray.get(mailbox.put(record), timeout=_ANSWER_SECONDS)  # before the process ends
         except ray.exceptions.RayError:

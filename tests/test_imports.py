@@ -27,6 +27,8 @@ HOMES = {
     "mlflow": {"cluster/track.py", "cluster/registry.py"},
     "onnx": {"cluster/onnx_file.py"},
     "onnxruntime": {"cluster/onnx_file.py", "pipelines/classifier.py"},
+    "psutil": {"cluster/system.py"},
+    "pynvml": {"cluster/system.py"},
     "safetensors": {"cluster/foreign.py"},
     "yaml": {"jobs/schema.py"},
     "numba": {"pipelines/resample.py"},

@@ -18,9 +18,8 @@ class Wish(IntEnum):
     """In rising order: of several workers' wishes the greatest is granted."""
 
     NONE = 0
-    LOOK = 1  # ask `Control.look`, all together
-    SAVE = 2  # write a checkpoint and go on
-    STOP = 3  # write a checkpoint and end
+    SAVE = 1  # write a checkpoint and go on
+    STOP = 2  # write a checkpoint and end
 
 
 class Control(Protocol):
@@ -29,17 +28,11 @@ class Control(Protocol):
     def wish(self) -> Wish:
         """Of this worker alone. It is asked at every step, so the answer has to be at hand."""
 
-    def look(self) -> Wish:
-        """Called by all workers at the same step, after one of them wished it; the answer is the same on all."""
-
 
 class Undisturbed:
     """Nobody wants anything."""
 
     def wish(self) -> Wish:
-        return Wish.NONE
-
-    def look(self) -> Wish:
         return Wish.NONE
 
 

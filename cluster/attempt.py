@@ -132,8 +132,7 @@ class Attempt:
 
     def agree(self, mine: Wish = Wish.NONE) -> Wish:
         """What the workers agreed on at the last call. `mine`: a wish of the loop's own."""
-        wish = self._agreement.exchange(max(self._control.wish(), mine))
-        return self._control.look() if wish is Wish.LOOK else wish
+        return self._agreement.exchange(max(self._control.wish(), mine))
 
     def end_epoch(self, epoch: Epoch) -> None:
         self.progress = Progress([*self.progress.epochs, epoch])

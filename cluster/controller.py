@@ -17,7 +17,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
-from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState
 from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import (
@@ -55,8 +55,8 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
         return ray.get(self.controller.get_result.remote())
 
 
-class Reporter(ControllerCallback):  # type: ignore[misc]
-    """Sends why workers have to be started again."""
+class Reporter(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
+    """Sends which nodes the workers are on, and why they have to be started again."""
 
     def __init__(self, mailbox: Address) -> None:
         self._mailbox = mailbox
@@ -65,6 +65,10 @@ class Reporter(ControllerCallback):  # type: ignore[misc]
     def after_controller_start(self, train_run_context: Any) -> None:
         self._requester = _requester(train_run_context.run_id)
         self._look_again()
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        nodes = {worker.metadata.node_id for worker in worker_group.get_workers()}
+        self._mailbox.put({"kind": "nodes", "nodes": sorted(nodes)})
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         del previous_state

@@ -1,5 +1,6 @@
 """What to do about what happens to the workers of a stage; pure: records and the time come in, decisions go out."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -68,6 +69,7 @@ class Course:
 
     workers: int = 0  # at work now
     attempts: int = 0  # groups of workers that have begun
+    _nodes: frozenset[str] = frozenset()  # where they are
     _since: float = 0.0  # when they began, or when it began to be waited for them
     _place: tuple[int, int] = (0, 0)  # where these workers are: epoch and step
     _failures: list[tuple[str, tuple[int, int]]] = field(default_factory=list)  # causes and places
@@ -85,6 +87,9 @@ class Course:
                 self.workers, self._since = record["count"], now
                 self.attempts += 1
                 return {**record, "attempt": self.attempts}
+            case "nodes":
+                self._nodes = frozenset(record["nodes"])
+                return None
             case "tick" | "point":
                 self._place = (record["epoch"], record["step"])
             case "failed":
@@ -109,8 +114,8 @@ class Course:
         """Fewer workers are at work than could be."""
         return 0 < self.workers < self.on.workers
 
-    def decide(self, now: float, room: int, stop: Stop) -> Decision:
-        """`room`: how many workers more would find a place on the cluster."""
+    def decide(self, now: float, room: int, stop: Stop, leaving: Collection[str] = ()) -> Decision:
+        """`room`: how many workers more would find a place on the cluster. `leaving`: nodes that are taken away."""
         if stop.at_once:
             return Decision(Move.ABORT)
         if self._error is not None:
@@ -122,6 +127,8 @@ class Course:
             return Decision(Move.ABORT, f"again and again {place}: {self._text}")
         if stop.asked:
             return Decision(Move.STOP) if self.workers else Decision(Move.ABORT)
+        if self.workers and self._nodes & set(leaving):
+            return Decision(Move.STOP, PREEMPTED)
         if not self.workers and now - self._since > 60 * self.settings.wait_minutes:
             return Decision(Move.ABORT, f"no room for {self.on} in {self.settings.wait_minutes:g} minutes", True)
         return self._grown(now, room)

@@ -1,5 +1,6 @@
 """One run of Ray Train: its own means start workers again as they crash, until a budget is used up."""
 
+import pickle
 import threading
 import time
 from tempfile import TemporaryDirectory
@@ -92,7 +93,7 @@ class Fit:
         return Trainer(
             train_worker,
             train_loop_config={
-                "stage": stage,
+                "stage": pickle.dumps(stage),  # the controller has no need to import all that it is made of
                 "mailbox": self._box.address,
                 "threads": on.cpus,
                 "compute_threads": compute_threads(stage.settings, on.cpus, on.cpus_given),

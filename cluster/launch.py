@@ -23,11 +23,12 @@ from pipelines.shards import DataSet
 
 # Ray reads these when it is imported or started. Without an explicit mode a local Ray makes an authentication token
 # that the next `ray start` asks for and `ray job submit` does not send; the poll is every 2 s by default, and a
-# worker's end is noticed at the next one.
+# worker's end is noticed at the next one; nodes that are taken away are looked for by the driver, not by a process of
+# each stage.
 _ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -47,7 +48,7 @@ from cluster.place import Shape  # noqa: E402
 from cluster.storage import Shared  # noqa: E402
 
 _POLL_SECONDS = 0.25
-_ROOM_POLL_SECONDS = 2.0
+_NODES_POLL_SECONDS = 2.0
 _ANSWER_SECONDS = 5.0
 _START_SECONDS, _ELASTIC_START_SECONDS = 300, 5  # for workers to find their places; then elastic ones are less
 
@@ -126,15 +127,16 @@ def train_stage(stage: Stage, on: Shape, settings: ClusterSettings, listen: List
 def _accompany(fit: Fit, course: Course, box: Mailbox, stop: Stop, listen: Listen) -> Ended:
     """Listens and decides until the run ends."""
     records, reason = Records(box, listen), ""
-    room, looked, at_work = 0, time.monotonic(), 0
+    room, leaving, looked, at_work = 0, set[str](), time.monotonic(), 0
     while not fit.over(_POLL_SECONDS):
         records.deliver(course.hear)
         if course.workers < at_work:
             listen({"kind": "lost"})
         at_work = course.workers
-        if course.short and time.monotonic() - looked > _ROOM_POLL_SECONDS:
-            room, looked = place.room(fit.on), time.monotonic()
-        decision = course.decide(time.monotonic(), room, stop)
+        if time.monotonic() - looked > _NODES_POLL_SECONDS:
+            room, leaving = place.room(fit.on) if course.short else 0, place.leaving()
+            looked = time.monotonic()
+        decision = course.decide(time.monotonic(), room, stop, leaving)
         if decision.move is Move.ABORT:
             fit.abort()
             here = f"; the cluster has {place.describe(place.nodes())}" if decision.lacks_room else ""

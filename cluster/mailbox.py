@@ -94,7 +94,8 @@ class Records:
             heard = hear(record, now)
             if heard is not None:
                 self._listen(heard)
-            self._heard, self._patience = now, _QUIET_SECONDS
+            if record["kind"] != "system":  # a node has something to tell though its workers hang
+                self._heard, self._patience = now, _QUIET_SECONDS
         if now - self._heard > self._patience:
             self._listen({"kind": "quiet", "seconds": self._patience})
             self._patience *= 2

@@ -120,9 +120,14 @@ def can_grow() -> bool:
     return most.cpus > sum(n.cpus for n in there) or most.gpus > sum(n.gpus for n in there)
 
 
+def leaving() -> set[str]:
+    """The ids of nodes that are being drained: they will be taken away."""
+    return set(ray._private.state.state.get_draining_nodes())
+
+
 def _staying() -> list[dict[str, Any]]:
-    draining = ray._private.state.state.get_draining_nodes()
-    return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
+    gone = leaving()
+    return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in gone]
 
 
 def _node(resources: dict[str, float]) -> Node:

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,9 +15,10 @@ import ray.train
 import ray.train.torch
 import torch
 
+from cluster import system
 from cluster.agree import Wish
 from cluster.attempt import Stage
-from cluster.course import ASKED, PREEMPTED, Ended, How
+from cluster.course import ASKED, Ended, How
 from cluster.mailbox import Address
 from cluster.records import Log
 from cluster.train import Outcome, train
@@ -26,27 +28,31 @@ from pipelines.errors import TrainingError, VerydeepError
 
 _TICK_SECONDS = 0.5
 _ASK_SECONDS = 0.5  # between looks into the mailbox
-_LOOK_SECONDS = 5.0  # between looks at whether a node is being taken away
 _ANSWER_SECONDS = 5.0
 _OWN = {"unreadable", "reading", "rows", "warning"}  # records that every worker has its own of; others are the same
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, str]:
-    """Ray Train's entry: `config` has the `stage`, the `mailbox`, the `threads` of a worker, those that its
+    """Ray Train's entry: `config` has the `stage`, pickled, the `mailbox`, the `threads` of a worker, those that its
     arithmetic may use (`compute_threads`), and `stall_seconds`.
 
     Returns an `Ended` as plain values. An error for the user goes into the mailbox, too: the other workers may wait
     for this one, and the driver ends them.
     """
     gc.freeze()  # what was imported is not looked through again and again: 3 % of the input's CPU time
-    stage: Stage = config["stage"]
+    stage: Stage = pickle.loads(config["stage"])
     mailbox = config["mailbox"]
     world = _world(config["threads"], config["patience_seconds"])
     torch.set_num_threads(config["compute_threads"])
     post = Post(mailbox, world.rank)
     if world.rank == 0:
         post({"kind": "workers", "count": world.size})
-    with _warnings(post), _watchdog(config["stall_seconds"], mailbox, world.rank) as dog, _control(mailbox, world) as c:
+    with (
+        _warnings(post),
+        _sampled(mailbox),
+        _watchdog(config["stall_seconds"], mailbox, world.rank) as dog,
+        _control(mailbox, world) as c,
+    ):
 
         def log(record: dict[str, Any]) -> None:
             dog.beat()
@@ -60,7 +66,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, str]:
             return Ended(How.FAILED, str(error)).plain()
         finally:
             post.flush()
-    return (Ended(How.FINISHED) if outcome is Outcome.FINISHED else Ended(How.STOPPED, c.why)).plain()
+    return (Ended(How.FINISHED) if outcome is Outcome.FINISHED else Ended(How.STOPPED, ASKED)).plain()
 
 
 class PieceWorker:
@@ -128,7 +134,7 @@ class Post:
         self.now(record)
 
     def now(self, record: dict[str, Any]) -> None:
-        self._sent = self._mailbox.put({**record, "time": time.time()})
+        self._sent = self._mailbox.put({**record, **_now()})
 
     def settle(self) -> None:
         """Waits until all that was sent has come."""
@@ -145,27 +151,14 @@ class Post:
 
 
 class WorkerControl:
-    """The driver's wish, and the cluster's, for the loop. `why`: of the stop that was granted."""
+    """The driver's wish, for the loop."""
 
-    def __init__(self, mailbox: Address, rank: int) -> None:
-        self.why = ASKED
-        self._mailbox, self._leads = mailbox, rank == 0
+    def __init__(self, mailbox: Address) -> None:
+        self._mailbox = mailbox
         self._asked = False
-        self._looked = time.monotonic()
 
     def wish(self) -> Wish:
-        if self._asked:
-            return Wish.STOP
-        if self._leads and time.monotonic() - self._looked >= _LOOK_SECONDS:
-            self._looked = time.monotonic()
-            return Wish.LOOK
-        return Wish.NONE
-
-    def look(self) -> Wish:
-        if ray.train.get_preemption_info() is None:
-            return Wish.NONE
-        self.why = PREEMPTED
-        return Wish.STOP
+        return Wish.STOP if self._asked else Wish.NONE
 
     def listen(self, ended: threading.Event) -> None:
         """Asks the driver again and again, on worker 0."""
@@ -185,7 +178,7 @@ def _world(threads: int, patience_seconds: float) -> World:
 
 @contextmanager
 def _control(mailbox: Address, world: World) -> Iterator[WorkerControl]:
-    control, ended = WorkerControl(mailbox, world.rank), threading.Event()
+    control, ended = WorkerControl(mailbox), threading.Event()
     if world.rank == 0:
         threading.Thread(target=control.listen, args=(ended,), name="control", daemon=True).start()
     try:
@@ -195,9 +188,31 @@ def _control(mailbox: Address, world: World) -> Iterator[WorkerControl]:
 
 
 @contextmanager
+def _sampled(mailbox: Address) -> Iterator[None]:
+    """One worker of each node tells what its node is busy with."""
+    if ray.train.get_context().get_local_rank():
+        yield
+        return
+    node = _node_name(ray.get_runtime_context().get_node_id(), ray.nodes())
+    with system.sampled(lambda values: mailbox.put({"kind": "system", "node": node, "values": values, **_now()})):
+        yield
+
+
+def _node_name(own: str, nodes: list[dict[str, Any]]) -> str:
+    """A node's host; with a part of its id where nodes share one."""
+    hosts = {node["NodeID"]: str(node["NodeManagerHostname"]) for node in nodes if node["Alive"]}
+    host = hosts.get(own, "node")
+    return host if list(hosts.values()).count(host) == 1 else f"{host}-{own[:8]}"
+
+
+def _now() -> dict[str, float]:
+    return {"time": time.time()}
+
+
+@contextmanager
 def _watchdog(seconds: float, mailbox: Address, rank: int) -> Iterator[Watchdog]:
     def tell(text: str) -> None:
-        record = {"kind": "warning", "text": f"worker {rank}: {text}", "time": time.time()}
+        record = {"kind": "warning", "text": f"worker {rank}: {text}", **_now()}
         try:
             ray.get(mailbox.put(record), timeout=_ANSWER_SECONDS)  # before the process ends
         except ray.exceptions.RayError:

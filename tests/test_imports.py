@@ -27,6 +27,8 @@ HOMES = {
     "mlflow": {"cluster/delivery.py", "cluster/mlflow_api.py", "cluster/registry.py", "cluster/track.py"},
     "onnx": {"cluster/onnx_file.py"},
     "onnxruntime": {"cluster/onnx_file.py", "pipelines/classifier.py"},
+    "psutil": {"cluster/system.py"},
+    "pynvml": {"cluster/system.py"},
     "safetensors": {"cluster/foreign.py"},
     "yaml": {"jobs/schema.py"},
     "numba": {"pipelines/resample.py"},

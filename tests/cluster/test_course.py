@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cluster.course import LOST_CONTROLLER, Course, Move
+from cluster.course import LOST_CONTROLLER, PREEMPTED, Course, Move
 from cluster.failure import DIED
 from cluster.interrupt import Stop
 from cluster.place import Shape
@@ -115,6 +115,20 @@ def test_a_signal_stops_workers_and_aborts_where_there_are_none() -> None:
     assert move(run, 3.0, stop=STOP) is Move.STOP
     decision = run.decide(4.0, 0, AT_ONCE)
     assert (decision.move, decision.why) == (Move.ABORT, "")
+
+
+def test_workers_on_a_node_that_is_taken_away_stop_with_a_checkpoint() -> None:
+    run = course()
+    assert run.hear({"kind": "nodes", "nodes": ["a", "b"]}, 1.0) is None
+    assert run.decide(1.5, 0, GO_ON, {"a"}).move is Move.WAIT, "they have not begun"
+    run.hear(workers(2), 2.0)
+    assert run.decide(3.0, 0, GO_ON, {"c"}).move is Move.WAIT
+    decision = run.decide(3.0, 0, GO_ON, {"b", "c"})
+    assert (decision.move, decision.why) == (Move.STOP, PREEMPTED)
+    run.stopped(4.0)
+    run.hear({"kind": "nodes", "nodes": ["a"]}, 5.0)
+    run.hear(workers(1), 5.0)
+    assert run.decide(6.0, 0, GO_ON, {"b", "c"}).move is Move.WAIT
 
 
 def test_a_run_grows_when_there_has_been_room_for_a_while_and_not_again_at_once() -> None:

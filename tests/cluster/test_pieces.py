@@ -1,7 +1,9 @@
 """Work in pieces on a real Ray: in order, on any number of workers, through their loss; and tests of nets as such."""
 
+import gc
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from cluster import launch
 from cluster.evaluate import Evaluation
 from cluster.interrupt import Stop
-from cluster.pieces import cut, over_pieces
+from cluster.pieces import cut, idle, over_pieces, rest
 from cluster.place import Shape
 from cluster.records import Log
 from cluster.views import views
@@ -24,6 +26,9 @@ from cluster.world import World
 from pipelines.errors import DataError
 from pipelines.shards import DataSet
 from tests.cluster.test_evaluate import CLASSES, on, written
+
+ON = Shape(1, 1, 0, 1)
+CPUS = 3  # of the tests' Ray
 
 
 @given(st.integers(1, 5000), st.integers(1, 80), st.integers(1, 3000))
@@ -74,6 +79,40 @@ def test_a_worker_that_is_lost_costs_the_piece_that_it_was_at(tmp_path: Path) ->
 def test_what_a_worker_raises_for_the_user_comes_out_as_it_is() -> None:
     with pytest.raises(DataError, match=r"^one line$"):
         list(over_pieces(partial(refuses, DataError("one line")), 3, 3, Shape(1, 1, 0, 1), ignored, "it", Stop()))
+
+
+def names(word: str, world: World, log: Log) -> Callable[[range], tuple[int, str, int]]:
+    """In which process, what it was begun with, and how often this process has begun something."""
+    gc.collect()
+    begun = len([each for each in gc.get_objects() if isinstance(each, Begun)])
+    return Begun(word, begun)
+
+
+class Begun:
+    def __init__(self, word: str, others: int) -> None:
+        self._word, self._others = word, others
+
+    def __call__(self, rows: range) -> tuple[int, str, int]:
+        return os.getpid(), self._word, self._others
+
+
+@pytest.mark.usefixtures("cluster")
+def test_workers_are_kept_for_the_next_test_but_not_what_they_had_of_the_last_one() -> None:
+    rest()
+
+    def found(word: str) -> tuple[int, str, int]:
+        (one,) = over_pieces(partial(names, word), 1, 1, ON, ignored, "it", Stop())
+        return one
+
+    first, second = found("first"), found("second")
+    assert second == (first[0], "second", 0)
+    assert (idle(ON), launch.room(ON, test=True)) == (1, CPUS)
+    launch.room(ON)
+    deadline = time.monotonic() + 60
+    while launch.room(ON) < CPUS and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert (idle(ON), launch.room(ON)) == (0, CPUS), "a stage may have its place"
+    assert found("third")[0] != first[0]
 
 
 @pytest.mark.usefixtures("cluster")

@@ -8,7 +8,8 @@ from rich.console import Console
 
 from jobs.board import Board, Snapshot
 from jobs.line import Line, Phase
-from jobs.screen import Screen, Sheet, briefly, drawn
+from jobs.screen import Screen, Sheet, drawn
+from jobs.told import briefly
 from tests.jobs.boards import NOW, epoch, random_board, small
 
 

@@ -218,7 +218,7 @@ def test_following_a_job_tells_what_changes_until_it_is_done(
     shown = capsys.readouterr().out.splitlines()
     assert shown[4:-1] == [
         "a  epoch 1/4  step 50/50  loss 1.5000  accuracy 0.500  validation 0.500 (epoch 1)  640 images/s  "
-        "at most 5 min left",
+        "rate 0.01  at most 5 min left",
         "a: warning: worker 1 died",
         "a: 1 worker at work, attempt 2",
         "a: done, 1 epochs, best validation accuracy 0.500",

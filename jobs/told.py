@@ -65,6 +65,8 @@ def parts(line: Line) -> Iterator[str]:
         yield f"{line.images_per_second:.0f} images/s"
     if line.workers:
         yield f"{line.workers} worker{'s' * (line.workers != 1)}" + f", attempt {line.attempt}" * (line.attempt > 1)
+    if line.gpus_busy:
+        yield f"GPUs {100 * sum(line.gpus_busy.values()) / len(line.gpus_busy):.0f} % busy"
     if line.learning_rate is not None:
         yield f"rate {line.learning_rate:g}"
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, OverflowMethod, RenderResult
 from rich.text import Text
 
 from jobs import fold, told, tree
@@ -34,6 +34,11 @@ class Sheet:
     height: int | None = None
     ascii: bool = False
 
+    @property
+    def cut(self) -> OverflowMethod:
+        """What becomes of text that is too long."""
+        return "crop" if self.ascii else "ellipsis"
+
 
 class Screen:
     """A board as it is at the moment when rich draws it, on a terminal as large as it is then; `below`: a line below
@@ -46,7 +51,7 @@ class Screen:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         below = [Text(self._below())] if self._below else []
         for row in below if not self.whole else []:
-            row.truncate(options.max_width, overflow="ellipsis")
+            row.truncate(options.max_width, overflow=Sheet(0, ascii=options.ascii_only).cut)
         height = None if self.whole else max(1, console.size.height - 1 - len(below))
         sheet = Sheet(options.max_width, height, options.ascii_only)
         yield Text("\n").join([*drawn(self._look(), sheet), *below])
@@ -69,7 +74,7 @@ def drawn(board: Snapshot, sheet: Sheet) -> list[Text]:
     rows = rows if sheet.height is None else rows[: sheet.height]
     for row in rows:
         row.plain = harmless(row.plain)
-        row.truncate(sheet.width, overflow="ellipsis")
+        row.truncate(sheet.width, overflow=sheet.cut)
     return rows
 
 
@@ -108,9 +113,9 @@ def _row(guide: str, line: Line, board: Snapshot, sheet: Sheet, width: _Widths) 
     row = Text.assemble((plain_mark if sheet.ascii else mark, style), " ")
     running = line.phase is Phase.RUNNING
     name = Text.assemble((guide, "dim"), (line.name, "bold" if running else _STYLES.get(line.phase, "")))
-    row.append_text(_cell(name, width.name)).append("  ")
+    row.append_text(_cell(name, width.name, sheet)).append("  ")
     if width.title:
-        row.append_text(_cell(Text(line.title, style="" if running else "dim"), width.title)).append("  ")
+        row.append_text(_cell(Text(line.title, style="" if running else "dim"), width.title, sheet)).append("  ")
     room = sheet.width - row.cell_len
     state = (
         _progress(line, room, sheet.ascii) if running else Text(_state(line, board, room), _STYLES.get(line.phase, ""))
@@ -118,8 +123,8 @@ def _row(guide: str, line: Line, board: Snapshot, sheet: Sheet, width: _Widths) 
     return row.append_text(state)
 
 
-def _cell(text: Text, width: int) -> Text:
-    text.truncate(width, overflow="ellipsis", pad=True)
+def _cell(text: Text, width: int, sheet: Sheet) -> Text:
+    text.truncate(width, overflow=sheet.cut, pad=True)
     return text
 
 

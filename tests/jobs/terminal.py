@@ -77,7 +77,7 @@ def run_in_terminal(
     """What is to be seen at the end of a Python program, and its exit status. `act` gets all that it has written so far
     whenever there is more, its process, and the terminal, which it may write to."""
     master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+    set_size(slave, width, height)
     environment = {**os.environ, "TERM": "xterm-256color", "PYTHONPATH": str(ROOT)}
     for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
         environment.pop(name, None)
@@ -100,6 +100,10 @@ def run_in_terminal(
     screen = Screen(width, height)
     screen.feed(written.decode())
     return screen, process.wait()
+
+
+def set_size(terminal: int, width: int, height: int) -> None:
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
 
 
 def _own_terminal() -> None:

@@ -12,7 +12,7 @@ from jobs.board import Board
 from jobs.line import Line, Phase
 from jobs.watch import Watch
 from tests.jobs.boards import Record, epoch, point
-from tests.jobs.terminal import run_in_terminal
+from tests.jobs.terminal import run_in_terminal, set_size
 
 STAGES = (Line("a", "net A, S 34"), Line("e", "net E, S 34", ("a",)))
 
@@ -154,6 +154,22 @@ def test_a_terminal_is_given_back_with_its_cursor_after_ctrl_c() -> None:
     text = "\n".join(screen.lines)
     assert "● a" in text
     assert text.rstrip().endswith("KeyboardInterrupt")
+
+
+def test_the_view_becomes_as_narrow_as_the_terminal() -> None:
+    def resize(written: str, process: subprocess.Popen[bytes], terminal: int) -> None:
+        if "of Python 2" in written:
+            set_size(terminal, 40, 12)
+        seen[:] = [written]
+
+    seen: list[str] = []
+    run_in_terminal(PROGRAM.replace("END", "time.sleep(0.6)"), 100, 24, resize)
+    pictures = re.sub(r"\x1b\[[?\d;]*\w|\r", "", seen[0]).split("job  0 of")
+    assert max(len(line) for line in pictures[1].splitlines()[1:]) > 40
+    whole, last = pictures[-1].splitlines(), pictures[-2].splitlines()
+    assert max(len(line.rstrip()) for line in [*whole, *last]) <= 40
+    assert len(last) <= 11
+    assert len(whole) >= 21
 
 
 def test_a_bar_of_one_piece_of_work_goes_away_and_comes_again() -> None:

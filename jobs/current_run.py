@@ -123,9 +123,11 @@ def _board(job: Stored) -> Snapshot:
     for stage in job.stages:
         board.recall(stage.name, stage.epochs, stage.settings.epochs)
         board.set(stage.name, _phase(stage), stage.problem or "", now)
-    for model in {model for test in job.job.evaluations.values() for model in test.models}:
-        untested = [name for name in job.untested if model in job.job.evaluations[name].models]
-        if not untested:
+    unfinished = {stage.name for stage in job.unfinished}
+    tests = job.job.evaluations
+    for model in {model for test in tests.values() for model in test.models} - unfinished:
+        missing = [tests[name] for name in job.untested if model in tests[name].models]
+        if not any(unfinished.isdisjoint(test.models) for test in missing):  # what is missing waits for other nets
             board.set(outline.test_of(model), Phase.DONE, now=now)
     return board.snapshot(now)
 

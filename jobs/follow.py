@@ -81,7 +81,7 @@ def _founds(found: Found, root: Location, patience_seconds: float) -> Iterator[F
     while found.standing is Standing.RUNNING and last is not None:
         time.sleep(current_run.pause(root))
         now = _read(root)
-        if now is not None and now.counter != last.counter:
+        if now is not None and (now.begun, now.counter) != (last.begun, last.counter):
             last, moved = now, time.monotonic()
             found = Found(Standing(now.ended.how) if now.ended else Standing.RUNNING, now.board, now)
             yield found

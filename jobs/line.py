@@ -5,7 +5,7 @@ Times are seconds of one clock, that of the driver; a share is between 0 and 1.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -44,6 +44,7 @@ class Line:
     learning_rate: float | None = None
     workers: int = 0
     attempt: int = 0  # groups of workers so far
+    gpus_busy: dict[str, float] = field(default_factory=dict)  # their utilisation by node, 0 to 1
     note: str = ""  # what is odd about the workers now
     warnings: int = 0
     warning: str = ""  # the last one
@@ -84,7 +85,14 @@ def moved(line: Line, phase: Phase, reason: str, now: float) -> Line:
         return replace(
             line, phase=phase, reason=reason, since=since, seconds=line.seconds, mark=line.mark if again else None
         )
-    still: dict[str, Any] = {"since": None, "workers": 0, "note": "", "validating": False, "mark": None}
+    still: dict[str, Any] = {
+        "since": None,
+        "workers": 0,
+        "gpus_busy": {},
+        "note": "",
+        "validating": False,
+        "mark": None,
+    }
     return replace(line, phase=phase, reason=reason, seconds=seconds, **still)
 
 
@@ -100,13 +108,17 @@ def heard(line: Line, record: Mapping[str, Any], now: float) -> Line:
             return _ended(line, record)
         case "workers":
             groups = record.get("attempt", line.attempt + 1)
-            return replace(line, workers=record["count"], attempt=groups, note="", mark=None, validating=False)
+            return replace(
+                line, workers=record["count"], attempt=groups, gpus_busy={}, note="", mark=None, validating=False
+            )
         case "tested":
             return _tested(line, record["images"], now)
         case "warning":
             return replace(line, warnings=line.warnings + 1, warning=record["text"])
         case "failed":
             return replace(line, note=record["error"])
+        case "system":
+            return _busy(line, record["node"], record["values"])
         case "quiet":
             return replace(line, note=f"no word from the workers for {record['seconds']} s")
     return line
@@ -153,6 +165,16 @@ def _tested(line: Line, images: int, now: float) -> Line:
     paced = _paced(line, now)
     speed = paced.of_images / paced.pace if paced.pace else None
     return replace(paced, images_per_second=speed)
+
+
+def _busy(line: Line, node: str, values: Mapping[str, float]) -> Line:
+    """`values`: of a node's load, named as in MLflow's system metrics."""
+    shares = [
+        value / 100
+        for name, value in values.items()
+        if name.startswith("gpu_") and name.endswith("_utilization_percentage")
+    ]
+    return replace(line, gpus_busy={**line.gpus_busy, node: sum(shares) / len(shares)}) if shares else line
 
 
 def _numbers(record: Mapping[str, Any], *names: str) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """A board as lines of a terminal: pure, of a given width and height; and as something that rich draws."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, OverflowMethod, RenderResult
 from rich.text import Text
 
-from jobs import fold, tree
+from jobs import fold, told, tree
 from jobs.board import Snapshot
 from jobs.line import Line, Phase
 
@@ -20,6 +20,7 @@ _MARKS = {
     Phase.STOPPED: ("■", "#", "yellow"),
 }
 _STYLES = {Phase.WAITING: "dim", Phase.LEFT_OUT: "dim", Phase.FAILED: "red", Phase.STOPPED: "yellow"}
+_TOLD = (Phase.RUNNING, Phase.FAILED, Phase.STOPPED)  # at the top, if there are any
 _DETAILS = 3  # lines of details below a running node, at most
 _LONGEST_BAR, _SHORTEST_BAR = 40, 6
 _INDENT = 4
@@ -33,6 +34,11 @@ class Sheet:
     height: int | None = None
     ascii: bool = False
 
+    @property
+    def cut(self) -> OverflowMethod:
+        """What becomes of text that is too long."""
+        return "crop" if self.ascii else "ellipsis"
+
 
 class Screen:
     """A board as it is at the moment when rich draws it, on a terminal as large as it is then; `below`: a line below
@@ -45,7 +51,7 @@ class Screen:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         below = [Text(self._below())] if self._below else []
         for row in below if not self.whole else []:
-            row.truncate(options.max_width, overflow="ellipsis")
+            row.truncate(options.max_width, overflow=Sheet(0, ascii=options.ascii_only).cut)
         height = None if self.whole else max(1, console.size.height - 1 - len(below))
         sheet = Sheet(options.max_width, height, options.ascii_only)
         yield Text("\n").join([*drawn(self._look(), sheet), *below])
@@ -67,28 +73,24 @@ def drawn(board: Snapshot, sheet: Sheet) -> list[Text]:
         rows.append(Text(f"  and {shown.more} more running", style="cyan"))
     rows = rows if sheet.height is None else rows[: sheet.height]
     for row in rows:
-        row.truncate(sheet.width, overflow="ellipsis")
+        row.plain = harmless(row.plain)
+        row.truncate(sheet.width, overflow=sheet.cut)
     return rows
+
+
+def harmless(text: str) -> str:
+    """Without what a terminal would obey, which names of files may hold."""
+    return text if text.isprintable() else "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def head(board: Snapshot) -> Text:
     """`vgg-e  3 of 9 done, 2 run, 1 failed  4.2 h  8 workers on ...`"""
     counts = {phase: sum(line.phase is phase for line in board.lines) for phase in Phase}
-    told = [f"{counts[Phase.DONE]} of {len(board.lines)} done"]
-    told += [f"{counts[Phase.RUNNING]} running"] if counts[Phase.RUNNING] else []
-    told += [f"{counts[phase]} {phase.value}" for phase in (Phase.FAILED, Phase.STOPPED) if counts[phase]]
-    spent = briefly(board.now - board.since) if board.now > board.since else ""
-    parts = [", ".join(told), spent, board.where]
+    stand = [f"{counts[Phase.DONE]} of {len(board.lines)} done"]
+    stand += [f"{counts[phase]} {phase.value}" for phase in _TOLD if counts[phase]]
+    spent = told.briefly(board.now - board.since) if board.now > board.since else ""
+    parts = [", ".join(stand), spent, board.where]
     return Text.assemble((board.job, "bold"), *(part for each in parts if each for part in ("  ", each)))
-
-
-def briefly(seconds: float) -> str:
-    """`42 s`, `12 min`, `5.2 h`, `3.1 days`"""
-    if seconds < 99.5:
-        return f"{max(seconds, 0):.0f} s"
-    if seconds < 99.5 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,9 @@ def _row(guide: str, line: Line, board: Snapshot, sheet: Sheet, width: _Widths) 
     row = Text.assemble((plain_mark if sheet.ascii else mark, style), " ")
     running = line.phase is Phase.RUNNING
     name = Text.assemble((guide, "dim"), (line.name, "bold" if running else _STYLES.get(line.phase, "")))
-    row.append_text(_cell(name, width.name)).append("  ")
+    row.append_text(_cell(name, width.name, sheet)).append("  ")
     if width.title:
-        row.append_text(_cell(Text(line.title, style="" if running else "dim"), width.title)).append("  ")
+        row.append_text(_cell(Text(line.title, style="" if running else "dim"), width.title, sheet)).append("  ")
     room = sheet.width - row.cell_len
     state = (
         _progress(line, room, sheet.ascii) if running else Text(_state(line, board, room), _STYLES.get(line.phase, ""))
@@ -121,8 +123,8 @@ def _row(guide: str, line: Line, board: Snapshot, sheet: Sheet, width: _Widths) 
     return row.append_text(state)
 
 
-def _cell(text: Text, width: int) -> Text:
-    text.truncate(width, overflow="ellipsis", pad=True)
+def _cell(text: Text, width: int, sheet: Sheet) -> Text:
+    text.truncate(width, overflow=sheet.cut, pad=True)
     return text
 
 
@@ -131,7 +133,7 @@ def _progress(line: Line, room: int, ascii_only: bool) -> Text:
     if not line.epoch and not line.of_images:
         return Text(line.reason or "starts")
     least = "" if line.of_images else "<" if ascii_only else "≤"
-    left = "" if line.left is None else f"  {least}{briefly(line.left)} left"
+    left = "" if line.left is None else f"  {least}{told.briefly(line.left)} left"
     share = f" {100 * line.share:3.0f} %"
     bar = min(_LONGEST_BAR, room - len(share) - max(len(left), 15))  # which would move with the digits
     return Text.assemble(_bar(line.share, bar, ascii_only) if bar >= _SHORTEST_BAR else "", share, (left, "cyan"))
@@ -146,7 +148,7 @@ def _bar(share: float, width: int, ascii_only: bool) -> Text:
 def _state(line: Line, board: Snapshot, room: int) -> str:
     """Of one that does not run, in words: as many as there is room for, in this order; one at least."""
     seconds = line.spent(board.now)
-    spent = [briefly(seconds)] if seconds else []
+    spent = [told.briefly(seconds)] if seconds else []
     reason = [line.reason] if line.reason else []
     match line.phase:
         case Phase.WAITING:
@@ -154,26 +156,20 @@ def _state(line: Line, board: Snapshot, room: int) -> str:
         case Phase.LEFT_OUT:
             return ": ".join(["left out", *reason])
         case Phase.DONE:
-            parts = [*_best(line), *reason, *spent] or ["done"]
+            parts = [*told.best(line), *reason, *spent] or ["done"]
         case _:
             after = [f"after epoch {line.epoch - (line.step < line.steps)}"] if line.epoch else []
             parts = [" ".join([line.phase.value, *after]), *spent, *([] if line.phase is Phase.FAILED else reason)]
-    told = parts[0]
+    text = parts[0]
     for part in parts[1:]:
-        told += f"  {part}" if cell_len(told) + 2 + cell_len(part) <= room else ""
-    return told
+        text += f"  {part}" if cell_len(text) + 2 + cell_len(part) <= room else ""
+    return text
 
 
 def _waits(line: Line, board: Snapshot) -> str:
     ended = {other.name for other in board.lines if other.phase is Phase.DONE}
     needs = [need for need in line.needs if need not in ended]
     return f"waits for {', '.join(needs)}" if needs else "waits for room"
-
-
-def _best(line: Line) -> list[str]:
-    if line.validation_accuracy is None:
-        return []
-    return [f"validation {line.validation_accuracy:.3f} (epoch {line.best_epoch})"]
 
 
 def _details(line: Line, width: int) -> list[Text]:
@@ -184,36 +180,15 @@ def _details(line: Line, width: int) -> list[Text]:
     if line.phase is not Phase.RUNNING:
         return []
     rows = [" " * _INDENT]
-    for part in _parts(line):
+    for part in told.parts(line):
         if len(rows[-1]) > _INDENT and len(rows[-1]) + len(part) > width:
             rows.append(" " * _INDENT)
         rows[-1] += part + "  "
-    told = [Text(row.rstrip(), style="dim") for row in rows if row.strip()]
+    details = [Text(row.rstrip(), style="dim") for row in rows if row.strip()]
     if line.note or line.warnings:
         count = f"{line.warnings} warnings, the last: " if line.warnings > 1 else "warning: "
-        told.append(Text(" " * _INDENT + (line.note or count + line.warning), style="yellow"))
-    return told
-
-
-def _parts(line: Line) -> Iterator[str]:
-    if line.epoch:
-        yield f"epoch {line.epoch}/{line.epochs}"
-    if line.steps:
-        yield "validates" if line.validating else f"step {line.step}/{line.steps}"
-    if line.of_images:
-        yield f"{line.images}/{line.of_images} images"
-    if line.loss is not None:
-        yield f"loss {line.loss:.4f}"
-    if line.accuracy is not None:
-        yield f"accuracy {line.accuracy:.3f}"
-    if line.validation_accuracy is not None:
-        yield f"validation {line.validation_accuracy:.3f} (epoch {line.best_epoch})"
-    if line.images_per_second is not None:
-        yield f"{line.images_per_second:.0f} images/s"
-    if line.workers:
-        yield f"{line.workers} worker{'s' * (line.workers != 1)}" + f", attempt {line.attempt}" * (line.attempt > 1)
-    if line.learning_rate is not None:
-        yield f"rate {line.learning_rate:g}"
+        details.append(Text(" " * _INDENT + (line.note or count + line.warning), style="yellow"))
+    return details
 
 
 def _folded(phase: Phase, lines: Sequence[Line], sheet: Sheet) -> Text:

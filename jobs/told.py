@@ -1,10 +1,9 @@
 """Records and lines of a board as text for logs, each with its node's name first: nodes run side by side. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jobs.line import Line, Phase
-from jobs.screen import briefly
 
 
 def record(name: str, content: Mapping[str, Any]) -> str | None:
@@ -44,21 +43,39 @@ def record(name: str, content: Mapping[str, Any]) -> str | None:
 
 def progress(line: Line) -> str:
     """Where a node is that has not been heard of for a while."""
-    parts = []
+    least = "" if line.of_images else "at most "
+    left = [] if line.left is None else [f"{least}{briefly(line.left)} left"]
+    return "  ".join([line.name, *parts(line), *left])
+
+
+def parts(line: Line) -> Iterator[str]:
+    """What a node is at, the first things first."""
     if line.epoch:
-        at = "validates" if line.validating else f"step {line.step}/{line.steps}"
-        parts += [f"epoch {line.epoch}/{line.epochs}", at]
+        yield f"epoch {line.epoch}/{line.epochs}"
+    if line.steps:
+        yield "validates" if line.validating else f"step {line.step}/{line.steps}"
     if line.of_images:
-        parts.append(f"{line.images}/{line.of_images} images")
-    if line.loss is not None and line.accuracy is not None:
-        parts += [f"loss {line.loss:.4f}", f"accuracy {line.accuracy:.3f}"]
-    if line.validation_accuracy is not None:
-        parts.append(f"validation {line.validation_accuracy:.3f} (epoch {line.best_epoch})")
+        yield f"{line.images}/{line.of_images} images"
+    if line.loss is not None:
+        yield f"loss {line.loss:.4f}"
+    if line.accuracy is not None:
+        yield f"accuracy {line.accuracy:.3f}"
+    yield from best(line)
     if line.images_per_second is not None:
-        parts.append(f"{line.images_per_second:.0f} images/s")
-    if line.left is not None:
-        parts.append(f"{'' if line.of_images else 'at most '}{briefly(line.left)} left")
-    return "  ".join([line.name, *parts])
+        yield f"{line.images_per_second:.0f} images/s"
+    if line.workers:
+        yield f"{line.workers} worker{'s' * (line.workers != 1)}" + f", attempt {line.attempt}" * (line.attempt > 1)
+    if line.gpus_busy:
+        yield f"GPUs {100 * sum(line.gpus_busy.values()) / len(line.gpus_busy):.0f} % busy"
+    if line.learning_rate is not None:
+        yield f"rate {line.learning_rate:g}"
+
+
+def best(line: Line) -> list[str]:
+    """Of the epochs so far, if there are any."""
+    if line.validation_accuracy is None:
+        return []
+    return [f"validation {line.validation_accuracy:.3f} (epoch {line.best_epoch})"]
 
 
 def changes(before: Line | None, after: Line) -> str | None:
@@ -82,3 +99,12 @@ def end(line: Line) -> str | None:
     if line.phase is Phase.DONE and line.validation_accuracy is not None:
         text += f", best validation accuracy {line.validation_accuracy:.3f}"
     return text
+
+
+def briefly(seconds: float) -> str:
+    """`42 s`, `12 min`, `5.2 h`, `3.1 days`"""
+    if seconds < 99.5:
+        return f"{max(seconds, 0):.0f} s"
+    if seconds < 99.5 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from jobs import told
+from jobs import screen, told
 from jobs.board import Board
 from jobs.line import Phase
 from jobs.screen import Screen
@@ -43,7 +43,8 @@ class Watch:
     def say(self, line: str = "") -> None:
         """A line of its own, above the live view."""
         if self._drawn:
-            self._console.print(Text(line), soft_wrap=True)
+            harmless = "\n".join(map(screen.harmless, line.split("\n")))
+            self._console.print(Text(harmless), soft_wrap=True)
         else:
             sys.stdout.write(f"{line}\n")
             sys.stdout.flush()

@@ -33,6 +33,7 @@ HOMES = {
     "yaml": {"jobs/schema.py"},
     "numba": {"pipelines/resample.py"},
     "matplotlib": {"pipelines/figures.py", "pipelines/sheet.py", "jobs/pictures.py", "jobs/curves.py"},
+    "rich": {"jobs/screen.py", "jobs/watch.py", "jobs/follow.py"},
     "jinja2": {"jobs/report.py"},
     "nvidia": {"pipelines/graphs.py", "pipelines/peers_dali.py"},
     "cv2": {"pipelines/peers.py"},

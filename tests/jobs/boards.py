@@ -79,7 +79,7 @@ def random_board(rng: random.Random, most: int = 40) -> Snapshot:
         board.set(name, Phase.RUNNING if rng.random() < 0.5 else phase, "", NOW - rng.randrange(1, 10**5))
         for record in _random_records(rng):
             board.hear(name, record, NOW - rng.random())
-        board.set(name, phase, "of 漢字 a reason " * rng.randrange(9), NOW)
+        board.set(name, phase, "of 漢字 a\n\x1b[2Jreason " * rng.randrange(9), NOW)
     return board.snapshot(NOW + rng.randrange(100))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs import told
 from jobs.board import Board, Snapshot
 from jobs.line import Line, Phase
 from tests.jobs.boards import NOW, Record, epoch, point, random_board, recorded, small
@@ -146,3 +147,18 @@ def test_images_of_several_pieces_of_a_test_add_up() -> None:
     assert line is not None
     assert (line.phase, line.images, line.of_images, line.share) == (Phase.RUNNING, 1000, 1000, 1.0)
     assert line.images_per_second == pytest.approx(10)
+
+
+def test_the_load_of_gpus_is_the_mean_over_nodes_until_other_workers_come() -> None:
+    board = Board("job", [Line("a", phase=Phase.RUNNING)])
+    for node, loads in (("one", (10.0, 20.0)), ("two", (80.0, 100.0)), ("one", (100.0, 90.0))):
+        values = {f"gpu_{i}_utilization_percentage": load for i, load in enumerate(loads)}
+        board.hear("a", {"kind": "system", "node": node, "values": {**values, "gpu_0_power_usage_watts": 1e3}})
+    board.hear("a", {"kind": "system", "node": "three", "values": {"cpu_utilization_percentage": 3.0}})
+    line = board.line("a")
+    assert line is not None
+    assert list(told.parts(line)) == ["GPUs 92 % busy"]
+    board.hear("a", {"kind": "workers", "count": 1, "attempt": 2})
+    line = board.line("a")
+    assert line is not None
+    assert list(told.parts(line)) == ["1 worker, attempt 2"]

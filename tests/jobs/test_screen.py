@@ -8,7 +8,8 @@ from rich.console import Console
 
 from jobs.board import Board, Snapshot
 from jobs.line import Line, Phase
-from jobs.screen import Screen, Sheet, briefly, drawn
+from jobs.screen import Screen, Sheet, drawn
+from jobs.told import briefly
 from tests.jobs.boards import NOW, epoch, random_board, small
 
 
@@ -67,7 +68,7 @@ def test_no_row_is_too_wide_and_there_are_never_too_many_and_all_that_runs_is_sh
     if sheet.height is None:
         assert len(found) >= len(board.lines) + bool(board.job)
     if sheet.ascii:
-        assert set("●○✓✗■━─╸├└│≤").isdisjoint(text)
+        assert set("●○✓✗■━─╸├└│≤…").isdisjoint(text)
 
 
 @pytest.mark.parametrize("height", [8, 12, 20, 31, 40])

@@ -15,7 +15,8 @@ from torch import Tensor
 from cluster import checkpoint, features, launch
 from cluster.features import Described, Extraction, Extractor, Floats, Written
 from cluster.place import Shape
-from cluster.vgg import VGG, convolutions
+from cluster.table import convolutions
+from cluster.vgg import VGG
 from cluster.world import World
 from jobs.cli import main
 from pipelines import reference

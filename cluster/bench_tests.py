@@ -19,7 +19,7 @@ from cluster.checkpoint import Card
 from cluster.evaluate import PIECE_ROWS, Evaluation, Viewer, check
 from cluster.flops import dense_flops, forward_flops
 from cluster.passes import GRID
-from cluster.vgg import STRIDE
+from cluster.table import STRIDE
 from cluster.views import Mode, scales_of, views
 from cluster.world import World
 from pipelines import augment

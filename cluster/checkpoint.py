@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from cluster import sealed, vgg
+from cluster import sealed, table
 from cluster.metrics import Totals
 from cluster.vgg import VGG
 from pipelines.errors import CheckpointError, DamagedError, first_line
@@ -89,7 +89,7 @@ class Card:
     batch_norm: bool = False
 
     def __post_init__(self) -> None:
-        vgg.check(self.net, len(self.classes), self.input_size, self.width)
+        table.check(self.net, len(self.classes), self.input_size, self.width)
         if not all(map(math.isfinite, self.mean_rgb)) or not 0 < self.pixel_std < math.inf:
             raise ValueError(f"pixels less {self.mean_rgb} over {self.pixel_std} are no input")
         if not self.input_size <= self.scale[0] <= self.scale[1]:

@@ -19,7 +19,7 @@ from cluster.passes import PASS_PIXELS, Passes, dense_scores, of_crops, of_whole
 from cluster.posteriors import Posteriors
 from cluster.records import Log, name_unreadable
 from cluster.stopwatch import Stopwatch
-from cluster.vgg import STRIDE
+from cluster.table import STRIDE
 from cluster.views import View
 from cluster.world import World
 from pipelines.augment import Ints

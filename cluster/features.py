@@ -31,7 +31,8 @@ from cluster.nets import Label
 from cluster.passes import PASS_PIXELS, Passes, Scores
 from cluster.records import Log, name_unreadable
 from cluster.stopwatch import Stopwatch
-from cluster.vgg import STRIDE, VGG
+from cluster.table import STRIDE
+from cluster.vgg import VGG
 from cluster.world import World
 from pipelines.errors import SettingsError, TrainingError, first_line
 from pipelines.loader import WholeBatches

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 import torch
 from torch import Tensor, nn
 
-from cluster.vgg import VGG, convolutions
+from cluster.table import convolutions
+from cluster.vgg import VGG
 from pipelines.errors import CheckpointError
 
 # "the first four convolutional layers and the last three fully-connected layers" (paper, section 3.1). A's first

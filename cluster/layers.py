@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 
-from cluster.vgg import BLOCK_WIDTHS, convolutions
+from cluster.table import BLOCK_WIDTHS, convolutions
 
 FC = ("fc1", "fc2", "fc3")
 

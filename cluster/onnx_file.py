@@ -26,7 +26,8 @@ from onnx import checker, helper
 from torch import nn
 
 from cluster.nets import Trained
-from cluster.vgg import STRIDE, VGG, convolutions
+from cluster.table import STRIDE, convolutions
+from cluster.vgg import VGG
 from pipelines.errors import CheckpointError
 from pipelines.location import Location
 

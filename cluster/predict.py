@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cluster.checkpoint import Card
 from cluster.nets import Trained
-from cluster.vgg import STRIDE
+from cluster.table import STRIDE
 from pipelines import still
 
 

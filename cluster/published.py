@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cluster.checkpoint import Card
-from cluster.vgg import BLOCK_WIDTHS, CONFIGURATIONS, FC_WIDTH, STRIDE, convolutions, hidden_widths
+from cluster.table import BLOCK_WIDTHS, CONFIGURATIONS, FC_WIDTH, STRIDE, convolutions, hidden_widths
 from pipelines.errors import CheckpointError
 
 NETS = {"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"}

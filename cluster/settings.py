@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from cluster import layers
-from cluster.vgg import CONFIGURATIONS, STRIDE
+from cluster.table import CONFIGURATIONS, STRIDE
 from cluster.views import TestMode
 
 Net = Literal["A", "A-LRN", "B", "C", "D", "E"]

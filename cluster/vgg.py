@@ -1,58 +1,15 @@
-"""The six configurations of Simonyan and Zisserman 2014 (arXiv 1409.1556, table 1), and their dense form.
+"""The nets of Simonyan and Zisserman 2014 (see `table`), and their dense form.
 
-    images  (N, 3, H, W) float32, RGB, mean subtracted
-    scores  (N, classes), before the soft-max; of the dense form (N, classes, h, w)
-
-Layers are called as in the paper: conv3_2 is the second convolution of the third block, fc1 to fc3 follow.
+images  (N, 3, H, W) float32, RGB, mean subtracted
+scores  (N, classes), before the soft-max; of the dense form (N, classes, h, w)
 """
-
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cluster import dropout as keyed
-
-
-@dataclass(frozen=True)
-class Conv:
-    """One convolution, of stride 1 and a padding that keeps the map's size."""
-
-    block: int
-    index: int
-    kernel: int = 3
-
-    @property
-    def name(self) -> str:
-        return f"conv{self.block}_{self.index}"
-
-    @property
-    def norm(self) -> str:
-        """The name of the batch norm behind it, in nets that have one."""
-        return f"bn{self.block}_{self.index}"
-
-
-# The kernels of each block's convolutions; widths are those of table 1.
-CONFIGURATIONS: dict[str, tuple[tuple[int, ...], ...]] = {
-    "A": ((3,), (3,), (3, 3), (3, 3), (3, 3)),
-    "A-LRN": ((3,), (3,), (3, 3), (3, 3), (3, 3)),
-    "B": ((3, 3), (3, 3), (3, 3), (3, 3), (3, 3)),
-    "C": ((3, 3), (3, 3), (3, 3, 1), (3, 3, 1), (3, 3, 1)),
-    "D": ((3, 3), (3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)),
-    "E": ((3, 3), (3, 3), (3, 3, 3, 3), (3, 3, 3, 3), (3, 3, 3, 3)),
-}
-BLOCK_WIDTHS = (64, 128, 256, 512, 512)
-FC_WIDTH = 4096
-STRIDE = 32  # of the whole net: five pools of stride 2
-
-
-def convolutions(net: str) -> Iterator[Conv]:
-    for block, kernels in enumerate(CONFIGURATIONS[net], 1):
-        for index, kernel in enumerate(kernels, 1):
-            yield Conv(block, index, kernel)
+from cluster.table import STRIDE, check, convolutions, hidden_widths
 
 
 class VGG(nn.Module):
@@ -147,21 +104,6 @@ class DenseVGG(nn.Module):
         windows = net.features(images).unfold(2, side, 1).unfold(3, side, 1)  # (N, C, h, w, side, side)
         x = windows.permute(0, 2, 3, 1, 4, 5).flatten(3)
         return F.relu(net.fc2(F.relu(net.fc1(x))))
-
-
-def check(net: str, classes: int, input_size: int, width: float) -> None:
-    """Raises ValueError: there is no such net."""
-    if net not in CONFIGURATIONS:
-        raise ValueError(f"net {net!r} is not one of {', '.join(CONFIGURATIONS)}")
-    if input_size <= 0 or input_size % STRIDE:
-        raise ValueError(f"input_size {input_size} is not a multiple of {STRIDE}")
-    if classes < 1 or not 0 < width < math.inf:
-        raise ValueError(f"classes ({classes}) and width ({width}) must be positive")
-
-
-def hidden_widths(width: float) -> tuple[int, ...]:
-    """Of the convolutions of each block, and of FC-1 and FC-2."""
-    return tuple(max(1, round(full * width)) for full in (*BLOCK_WIDTHS, FC_WIDTH))
 
 
 def parameters(net: str, classes: int = 1000, input_size: int = 224, width: float = 1.0) -> int:

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipelines.stream import Seat
+from pipelines.seat import Seat
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ import argparse
 from cluster import export, exported, nets, published, sealed
 from cluster.checkpoint import Card
 from cluster.nets import Trained
-from cluster.vgg import STRIDE
+from cluster.table import STRIDE
 from jobs.checkpoints import net_file
 from pipelines.errors import CheckpointError, SettingsError
 from pipelines.location import Location

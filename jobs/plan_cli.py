@@ -1,32 +1,50 @@
-"""`verydeep plan`: what a run would do, and why."""
+"""`verydeep plan`: what a run would do, why, and what it costs."""
 
 import argparse
+import json
 
 from jobs import schema, selection
 from jobs.selection import Choice
+from pipelines.errors import SettingsError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Shows what a run would do, why, and what it costs. Nothing is written or begun. Hours are by the speeds that "
+        "were measured in the job's storage, or by --images-per-second."
+    )
     schema.add_arguments(parser)
     selection.add_arguments(parser)
+    parser.add_argument("--workers", type=int, metavar="N", help="of each stage (default: the job's most)")
+    parser.add_argument(
+        "--images-per-second",
+        type=float,
+        metavar="R",
+        help="that all these workers together train on, of the job's largest net; that of other nets follows from "
+        "their operations an image",
+    )
+    parser.add_argument("--of", metavar="STAGE", help="whose --images-per-second it is, if not the largest net's")
+    parser.add_argument("--json", action="store_true", help="all numbers, for programs")
     parser.set_defaults(verb=_plan)
 
 
 def _plan(options: argparse.Namespace) -> None:
+    _check(options)
     job, choice = schema.load(options.job, options.changes), Choice.of(options)
     selection.check_names(job, choice)
-    from cluster import schedule  # slow imports: a wrong job file is told of at once
-    from jobs import check, decide
-    from jobs.results import scale_text
+    from jobs import check, forecast, plan_text  # slow imports: a wrong job file is told of at once
 
-    checked = check.check(job)
-    for decision in decide.decisions(checked, choice):
-        stage = job.stages[decision.stage]
-        steps = -(-checked.training.rows // stage.batch) * stage.epochs
-        start = stage.init.source or "random weights"
-        print(
-            f"{decision.stage:<12} net {stage.net:<6} S {scale_text(stage.scale):<10}  "
-            f"at most {stage.epochs} epochs, {steps} steps of {stage.batch}  from {start}: "
-            f"{decision.action.value}, {decision.reason}"
-        )
-        print(f"{'':<12} {schedule.in_words(stage)}")
+    given = forecast.Given(options.workers, options.images_per_second, options.of)
+    found = forecast.forecast(check.check(job), choice, given)
+    print(json.dumps(plan_text.plain(found), indent=1) if options.json else plan_text.text(found, job.stages))
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raises SettingsError."""
+    if options.workers is not None and options.workers < 1:
+        raise SettingsError(f"--workers {options.workers}: expected 1 or more")
+    rate = options.images_per_second
+    if rate is not None and not 0 < rate < float("inf"):
+        raise SettingsError(f"--images-per-second {rate:g}: expected a number above 0")
+    if options.of is not None and rate is None:
+        raise SettingsError(f"--of {options.of}: does not go without --images-per-second")

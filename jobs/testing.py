@@ -4,11 +4,9 @@ Posteriors lie in one folder, a file for each net, mode and Q: `e-jitter-dense-3
 all that determines them, so that another test, of other scales or nets fused, takes what is there.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
 from typing import Any
 
 from cluster import launch, posteriors
@@ -19,7 +17,7 @@ from cluster.metrics import Totals
 from cluster.place import Shape
 from cluster.posteriors import Posteriors
 from cluster.views import Scales, TestMode, View, scales_of, views
-from jobs import outline
+from jobs import looks, outline
 from jobs.checkpoints import Model
 from jobs.results import Result, Subject, averaged
 from jobs.store import reason
@@ -28,8 +26,6 @@ from pipelines.errors import ClusterError, DataError, TrainingError
 from pipelines.location import Location
 from pipelines.shards import DataSet
 
-# Raised whenever a test of the same net on the same images gives other posteriors than before.
-_TEST_VERSION = 1
 _HELD_BYTES = 4 << 30  # posteriors at a time: all of ImageNet's validation set in twenty views
 
 
@@ -92,7 +88,7 @@ def complete(
     wanted = dict.fromkeys(
         view for test in tests for mode in test.modes if model in test.models for view in test.views(model, mode)
     )
-    there = _there(folder)
+    there = looks.there(folder)
     missing = [view for view in wanted if not _whole(folder, there.get(_key(model, view, data)), watch)]
     most = max(1, _HELD_BYTES // (4 * data.rows * len(data.manifest.classes)))
     for first in range(0, len(missing), most):
@@ -157,7 +153,7 @@ def _in_words(totals: Totals, spent: Mapping[str, float]) -> str:
 def _result(
     test: Trial, group: tuple[Model, ...], mode: TestMode, data: DataSet, folder: Location, most: float
 ) -> Result:
-    there = _there(folder)
+    there = looks.there(folder)
     subjects = []
     for model in group:
         card = model.label.card
@@ -199,14 +195,4 @@ def _origin(model: Model, view: View) -> dict[str, Any]:
 
 
 def _key(model: Model, view: View, data: DataSet) -> str:
-    content = [_TEST_VERSION, model.label.seal, data.manifest.fingerprint, asdict(view)]
-    return sha256(json.dumps(content).encode()).hexdigest()[:16]
-
-
-def _there(folder: Location) -> dict[str, str]:
-    """The names of files of posteriors by their keys. Raises ClusterError."""
-    try:
-        names = [name for name in folder.files() if name.endswith(".parquet")]
-    except OSError as error:
-        raise ClusterError(f"storage: {folder} cannot be read: {reason(error)}") from error
-    return {name.removesuffix(".parquet").rpartition("-")[2]: name for name in sorted(names)}
+    return looks.key(model.label.seal, view, data.manifest.fingerprint)

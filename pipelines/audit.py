@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
-from pipelines import graphs
 from pipelines.errors import first_line
 
 # Pillow's names of the formats that are shown to DALI's decoder, which has the last word on each file.
@@ -156,6 +155,8 @@ Decoded = tuple[int, int, Colours | None]  # width, height
 
 def _decoded(encoded: Sequence[bytes], colours: bool) -> list[Decoded | str]:
     """By DALI's CPU decoder; of an image that it does not take, its words."""
+    from pipelines import graphs  # slow import
+
     try:
         pixels = graphs.pixels([np.frombuffer(image, np.uint8) for image in encoded])
     except graphs.Refused as refusal:

@@ -11,8 +11,9 @@ from pipelines import augment, graphs
 from pipelines.augment import Ints, Recipe, Windows
 from pipelines.graphs import Graph
 from pipelines.order import Order, part
+from pipelines.seat import Seat
 from pipelines.shards import DataSet
-from pipelines.stream import Batch, Images, Seat, Stream
+from pipelines.stream import Batch, Images, Stream
 
 _VALIDATION_BATCH = 64
 _WHOLE_IMAGES, _WHOLE_PIXELS = 64, 16 * 512 * 683  # a dense batch's bounds: images, and pixels in all of them

@@ -15,8 +15,8 @@ from pipelines.augment import Ints, Recipe
 from pipelines.loader import TrainingBatches
 from pipelines.order import Order
 from pipelines.peers import Batches, Task
+from pipelines.seat import Seat
 from pipelines.shards import DataSet
-from pipelines.stream import Seat
 
 _COLOUR_SHIFT = 0.1  # Krizhevsky et al. 2012, section 4.1
 _LAST_STEP = 1 << 40  # far beyond any run

@@ -15,8 +15,9 @@ from pipelines.loader import TrainingBatches, ValidationBatches
 from pipelines.location import public
 from pipelines.order import Order
 from pipelines.schema import Statistics
+from pipelines.seat import Seat
 from pipelines.shards import DataSet
-from pipelines.stream import Batch, Seat
+from pipelines.stream import Batch
 
 _SEAT = Seat(0, 1, torch.device("cpu"), 2)
 _NO_STATISTICS = Statistics((0.0,) * 3, ((0.0,) * 3,) * 3, (0.0,) * 3)

@@ -19,6 +19,7 @@ from torch import Tensor
 from pipelines import graphs
 from pipelines.augment import Ints, Windows
 from pipelines.graphs import Encoded, Graph
+from pipelines.seat import Seat
 from pipelines.shards import DataSet, ReadAhead
 
 _STEPS_AHEAD = 8  # how far ahead of the graph row groups are looked for
@@ -51,20 +52,6 @@ class Batch:
     total: int
     replaced: tuple[Replaced, ...] = ()
     names: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Seat:
-    """Where the batches go: worker `rank` of `world`, its device, and the threads it may use."""
-
-    rank: int
-    world: int
-    device: torch.device
-    threads: int
-
-    @property
-    def device_id(self) -> int | None:
-        return self.device.index or 0 if self.device.type == "cuda" else None
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from pipelines import still
 from pipelines.classifier import Classifier
 from pipelines.loader import WholeBatches
 from pipelines.location import Location
+from pipelines.seat import Seat
 from pipelines.shards import DataSet
-from pipelines.stream import Seat
 from tests.cluster.nets import random_net
 from tests.conftest import encoded
 

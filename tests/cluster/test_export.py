@@ -17,7 +17,7 @@ from cluster import checkpoint, export, exported, init, nets, published, sealed
 from cluster.checkpoint import Card, Progress
 from cluster.exported import Note
 from cluster.nets import Trained
-from cluster.vgg import CONFIGURATIONS
+from cluster.table import CONFIGURATIONS
 from pipelines.errors import CheckpointError, SettingsError
 from pipelines.location import Location
 from tests.cluster import layout

@@ -16,7 +16,8 @@ from cluster import checkpoint, features, launch
 from cluster.features import Described, Extraction, Extractor, Floats, Written
 from cluster.interrupt import Stop
 from cluster.place import Shape
-from cluster.vgg import VGG, convolutions
+from cluster.table import convolutions
+from cluster.vgg import VGG
 from cluster.world import World
 from jobs.cli import main
 from pipelines import reference

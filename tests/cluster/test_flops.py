@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cluster.flops import dense_flops, forward_flops, training_flops
 from cluster.peak import named_peak_flops, peak_flops, peak_memory_bytes
-from cluster.vgg import CONFIGURATIONS, VGG
+from cluster.table import CONFIGURATIONS
+from cluster.vgg import VGG
 
 CPU = torch.device("cpu")
 # GFLOP of one image of 224 x 224 pixels and 1000 classes: forward, and forward and backward.

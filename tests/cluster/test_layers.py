@@ -1,10 +1,11 @@
 import pytest
 
-from cluster import layers, vgg
+from cluster import layers
+from cluster.table import CONFIGURATIONS
 from cluster.vgg import VGG
 
 
-@pytest.mark.parametrize("net", vgg.CONFIGURATIONS)
+@pytest.mark.parametrize("net", CONFIGURATIONS)
 def test_layers_are_those_of_the_net_and_groups_are_made_of_them(net: str) -> None:
     model = VGG(net, 2, 32, 0.02)
     assert set(layers.of(net)) == {layers.layer_of(name) for name, _ in model.named_parameters()}

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from cluster import init, vgg
+from cluster.table import CONFIGURATIONS
 from cluster.vgg import VGG
 from pipelines.errors import CheckpointError
 
@@ -21,7 +22,7 @@ def test_parameter_counts_are_the_papers(net: str) -> None:
     assert vgg.parameters(net) == PARAMETERS[net]
 
 
-@pytest.mark.parametrize("net", vgg.CONFIGURATIONS)
+@pytest.mark.parametrize("net", CONFIGURATIONS)
 def test_dense_equals_plain_at_the_input_size(net: str) -> None:
     torch.manual_seed(0)
     model = VGG(net, classes=7, input_size=64, width=0.1).eval()

@@ -17,8 +17,8 @@ from jobs.cli import main
 from pipelines.classifier import Classifier
 from pipelines.loader import WholeBatches
 from pipelines.location import Location
+from pipelines.seat import Seat
 from pipelines.shards import DataSet
-from pipelines.stream import Seat
 from tests.cluster import layout
 from tests.cluster.test_evaluate import written
 from tests.cluster.test_export import net

@@ -21,8 +21,8 @@ from pipelines.augment import Recipe
 from pipelines.loader import ValidationBatches
 from pipelines.prepare import prepare
 from pipelines.schema import REPORT, Statistics
+from pipelines.seat import Seat
 from pipelines.shards import DataSet
-from pipelines.stream import Seat
 from tests.conftest import encoded, kept
 
 

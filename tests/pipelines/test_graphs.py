@@ -16,8 +16,8 @@ from pipelines.loader import TrainingBatches, ValidationBatches, WholeBatches
 from pipelines.order import Order
 from pipelines.prepare import Layout, prepare
 from pipelines.schema import Statistics
+from pipelines.seat import Seat
 from pipelines.shards import DataSet
-from pipelines.stream import Seat
 from tests.conftest import kept
 
 CPU = torch.device("cpu")

@@ -14,8 +14,9 @@ from pipelines.errors import DataError
 from pipelines.loader import TrainingBatches, ValidationBatches, WholeBatches
 from pipelines.order import Order
 from pipelines.schema import COLUMNS, MANIFEST, checksum
+from pipelines.seat import Seat
 from pipelines.shards import DataSet
-from pipelines.stream import Batch, Seat
+from pipelines.stream import Batch
 from tests.conftest import kept
 
 CPU = torch.device("cpu")

@@ -19,8 +19,8 @@ from pipelines.loader import TrainingBatches
 from pipelines.order import Order
 from pipelines.prepare import Layout, prepare
 from pipelines.schema import REPORT
+from pipelines.seat import Seat
 from pipelines.shards import DataSet
-from pipelines.stream import Seat
 from tests.conftest import encoded
 from tests.pipelines.test_audit import BAD
 

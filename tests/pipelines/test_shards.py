@@ -22,8 +22,8 @@ from pipelines.errors import DataError
 from pipelines.loader import TrainingBatches
 from pipelines.location import persistently
 from pipelines.order import Order
+from pipelines.seat import Seat
 from pipelines.shards import DataSet, ReadAhead
-from pipelines.stream import Seat
 
 SEAT = Seat(0, 1, torch.device("cpu"), 1)
 

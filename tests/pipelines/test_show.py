@@ -19,9 +19,9 @@ from pipelines.loader import TrainingBatches
 from pipelines.order import Order
 from pipelines.prepare import prepare
 from pipelines.schema import checksum
+from pipelines.seat import Seat
 from pipelines.shards import DataSet
 from pipelines.show import View
-from pipelines.stream import Seat
 from tests.conftest import kept
 
 VIEW = View(scale=(36, 60), crop=32, flip=True, colour_shift=0.5, seed=7, epoch=2, rows=3, columns=4, origins=False)

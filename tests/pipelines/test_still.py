@@ -14,8 +14,8 @@ from PIL import Image
 from pipelines import graphs, sources, still
 from pipelines.loader import WholeBatches
 from pipelines.prepare import prepare
+from pipelines.seat import Seat
 from pipelines.shards import DataSet
-from pipelines.stream import Seat
 from tests.conftest import encoded
 from tests.pipelines.test_graphs import source_bytes
 from tests.pipelines.test_windows import SHAPES, in_format, weights

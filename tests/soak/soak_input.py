@@ -20,9 +20,9 @@ from pipelines.augment import Recipe
 from pipelines.loader import TrainingBatches
 from pipelines.order import Order
 from pipelines.prepare import prepare
+from pipelines.seat import Seat
 from pipelines.shards import DataSet
 from pipelines.sources import Source
-from pipelines.stream import Seat
 from tests.conftest import encoded
 
 _EPOCHS = 20

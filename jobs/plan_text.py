@@ -1,0 +1,147 @@
+"""What `verydeep plan` prints: a table, with a few lines of words; or all numbers, for programs."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from cluster import schedule
+from cluster.settings import StageSettings
+from jobs.forecast import Forecast, Part
+from jobs.results import scale_text
+from jobs.units import hours, scaled
+
+_HEAD = ("", "net", "S or Q", "epochs", "steps", "images", "work", "read", "sent", "saved", "time")
+_WORDS = 3  # columns, which are set to the left
+
+
+def text(forecast: Forecast, stages: Mapping[str, StageSettings]) -> str:
+    """`stages`: their settings."""
+    f = forecast
+    sets = f"{f.training.rows:,} images to train on, {f.validation.rows:,} to validate with"
+    title = f"{f.job}: {sets}, {f.classes} classes; {_count(f.workers, 'worker')}"
+    rows = [_HEAD, *map(_cells, f.parts), _sum(f)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
+    head, *lines, last = (_aligned(row, widths) for row in rows)
+    body = [
+        line for part, row in zip(f.parts, lines, strict=True) for line in (row, *_words(part, stages.get(part.name)))
+    ]
+    rule = "-" * max(map(len, (head, *lines, last)))
+    return "\n".join([title, "", head, rule, *body, rule, last, "", *_notes(f)])
+
+
+def _cells(part: Part) -> tuple[str, ...]:
+    work, files = part.work, part.files
+    scale = " ".join(map(str, part.scale)) if part.is_test else scale_text(part.scale)  # type: ignore[arg-type]
+    if not work.flops:
+        return (part.name, part.net, scale, *("-" for _ in _HEAD[_WORDS:]))
+    saved = scaled(files.bytes * files.written, "B") if files else "-"
+    epochs = "-" if part.is_test else str(part.epochs)
+    return (part.name, part.net, scale, epochs, *_work(part), saved, _hours(part.hours))
+
+
+def _work(part: Part) -> tuple[str, ...]:
+    work = part.work
+    steps, sent = (scaled(work.steps), scaled(work.sent_bytes, "B")) if work.steps else ("-", "-")
+    return steps, scaled(work.images + work.looked_at), scaled(work.flops, "FLOP"), scaled(work.read_bytes, "B"), sent
+
+
+def _sum(f: Forecast) -> tuple[str, ...]:
+    work = f.sum
+    saved = sum(part.files.bytes * part.files.written for part in f.parts if part.files)
+    epochs = sum(part.epochs for part in f.parts)
+    return (
+        "in all", "", "", str(epochs), scaled(work.steps), scaled(work.images + work.looked_at),
+        scaled(work.flops, "FLOP"), scaled(work.read_bytes, "B"), scaled(work.sent_bytes, "B"), scaled(saved, "B"),
+        _hours(f.hours),
+    )  # fmt: skip
+
+
+def _aligned(row: tuple[str, ...], widths: list[int]) -> str:
+    cells = (
+        cell.ljust(w) if i < _WORDS else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+    )
+    return "  ".join(cells).rstrip()
+
+
+def _words(part: Part, s: StageSettings | None) -> Iterator[str]:
+    yield f"    {part.action.value}: {part.reason}"
+    if s is not None and part.work.flops:
+        yield f"    from {s.init.source or 'random weights'}; {schedule.in_words(s)}"
+
+
+def _notes(f: Forecast) -> Iterator[str]:
+    if any(part.epochs for part in f.parts):
+        yield "All of it at most: a stage may end before its last epoch, where its schedule says so."
+    if f.sum.sent_bytes:
+        whole = scaled(f.sum.sent_bytes * f.workers, "B")
+        yield f"sent: gradients, by each of the {f.workers} workers to others; {whole} by all of them."
+    if any(part.files and part.files.written for part in f.parts):
+        yield f"saved: checkpoints; of these, {_kept(f)} stay on the storage."
+    yield from _time(f)
+
+
+def _kept(f: Forecast) -> str:
+    files = [part.files for part in f.parts if part.files]
+    return f"{sum(each.kept for each in files)}, {scaled(sum(each.bytes * each.kept for each in files), 'B')},"
+
+
+def _time(f: Forecast) -> Iterator[str]:
+    todo = [part for part in f.parts if part.work.flops]
+    if any(part.pace is None for part in todo):
+        yield (
+            "time: not known, since this storage has measured none: give --images-per-second, or run a stage "
+            "(or look at what `verydeep bench step` says)."
+        )
+        return
+    for source in dict.fromkeys(part.pace.source for part in todo if part.pace):
+        names = ", ".join(part.name for part in todo if part.pace and part.pace.source == source)
+        yield f"time: {source} ({names})" if len({p.pace for p in todo}) > 1 else f"time: at {source}."
+    walls = f.walls()
+    if len(walls) > 1:
+        others = "; ".join(
+            f"{n} side by side, with room for {n * f.workers} workers, {_hours(walls[n])}" for n in list(walls)[1:]
+        )
+        yield f"time: one after the other {_hours(walls[1])}; {others}."
+
+
+def _hours(number: float | None) -> str:
+    return "?" if number is None else hours(number)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def plain(forecast: Forecast) -> dict[str, Any]:
+    """All numbers: counts, bytes, FLOPs and hours, None where they are not known."""
+    f = forecast
+    walls = {} if f.hours is None else f.walls()
+    return {
+        "job": f.job,
+        "workers": f.workers,
+        "training_set": asdict(f.training),
+        "validation_set": asdict(f.validation),
+        "classes": f.classes,
+        "parts": [_plain(part) for part in f.parts],
+        "sum": {**asdict(f.sum), "hours": f.hours},
+        "hours_side_by_side": {str(n): hours for n, hours in walls.items()},
+    }
+
+
+def _plain(part: Part) -> dict[str, Any]:
+    pace = {"flops_per_second": None, "source": None} if part.pace is None else asdict(part.pace)
+    files = None if part.files is None else asdict(part.files)
+    return {
+        "name": part.name,
+        "kind": "test" if part.is_test else "stage",
+        "net": part.net,
+        "scales": list(part.scale),
+        "action": part.action.value,
+        "reason": part.reason,
+        "needs": list(part.needs),
+        "epochs": part.epochs,
+        **asdict(part.work),
+        "checkpoints": files,
+        "hours": part.hours,
+        "pace": pace,
+    }

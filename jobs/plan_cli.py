@@ -2,22 +2,28 @@
 
 import argparse
 
-from jobs import run_cli, schema
+from jobs import resolved, run_cli, schema
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     schema.add_arguments(parser)
     run_cli.add_choice(parser)
+    parser.add_argument("--resolved", action="store_true", help="print every setting, with where it comes from")
     parser.set_defaults(verb=_plan)
 
 
 def _plan(options: argparse.Namespace) -> None:
-    job = schema.load(options.job, options.changes)
+    written = schema.read(options.job, options.changes)
+    job = written.job
+    if options.resolved:
+        print("\n".join(resolved.lines(written)))
+        return
     from cluster import schedule  # slow imports: a wrong job file is told of at once
     from jobs import check, run
     from jobs.results import scale_text
 
-    checked = check.check(job)
+    with written.places():
+        checked = check.check(job)
     for decision in run.decisions(checked, options.only, options.fresh):
         stage = job.stages[decision.stage]
         steps = -(-checked.training.rows // stage.batch) * stage.epochs

@@ -18,7 +18,9 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    job = schema.load(options.job, options.changes)
+    written = schema.read(options.job, options.changes)
     from jobs import check, run  # slow imports: a wrong job file is told of at once
 
-    run.run(check.check(job), options.only, options.fresh)
+    with written.places():
+        checked = check.check(written.job)
+    run.run(checked, options.only, options.fresh)

@@ -19,7 +19,7 @@ def filled(node: Node, variables: Mapping[str, str], problems: list[Problem]) ->
     YAML reads a word: a number, true or false. Adds to `problems`."""
     if isinstance(node.value, dict):
         problems += [
-            Problem(child.key, child.path, "${ goes in values, not in keys")
+            Problem(child.key, child.path, "${ has its place in values, not in keys")
             for key, child in node.value.items()
             if "${" in key
         ]

@@ -27,19 +27,23 @@ def stages(train: Node | None, written: Mapping[str, Node]) -> dict[str, Node]:
         name: stage(train, own) if isinstance(own.value, dict) else own  # which the schema refuses
         for name, own in written.items()
     }
-    return {name: _with_net(name, found) for name in found}
+    for name in found:
+        _give_net(name, found)
+    return found
 
 
-def _with_net(name: str, found: Mapping[str, Node]) -> Node:
-    at, seen = name, set()
-    while at in found and at not in seen and found[at].child("net") is None:
-        seen.add(at)
+def _give_net(name: str, found: dict[str, Node]) -> None:
+    """To all stages between this one and the first before it that says its net."""
+    chain: dict[str, None] = {}
+    at: Any = name
+    while at in found and at not in chain and isinstance(found[at].value, dict) and found[at].child("net") is None:
+        chain[at] = None
         source = found[at].at("init", "from")
-        at = source.value if source is not None and isinstance(source.value, str) else ""
+        at = source.value if source is not None and isinstance(source.value, str) else None
     net = found[at].child("net") if at in found else None
-    if at == name or net is None:
-        return found[name]
-    return found[name].with_child("net", replace(net, note=f"as stage {at}"))
+    for each in chain if net is not None else ():
+        assert net is not None
+        found[each] = found[each].with_child("net", replace(net, note=f"as stage {at}"))
 
 
 def _recipe(named: Node | None) -> list[Node]:

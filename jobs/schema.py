@@ -134,7 +134,8 @@ def _complete(root: Node, later: Sequence[Node], variables: Mapping[str, str], f
     if stages is None or not isinstance(stages.value, dict):
         return root
     spread = sweeps.expand(stages.children, train)
-    found += spread.problems
+    if spread.problems:  # what stages there are is not clear
+        raise told([*found, *spread.problems])
     root = root.with_child("stages", replace(stages, value=spread.stages))
     for change in later:
         root = _pruned(environment.filled(changes.apply(root, change), variables, found), found)
@@ -142,6 +143,7 @@ def _complete(root: Node, later: Sequence[Node], variables: Mapping[str, str], f
     for own in stages.children.values():
         found += _of_recipe(own)
     full = inherit.stages(train, stages.children)
+    found += _without_net(full)
     return _with_members(root.with_child("stages", replace(stages, value=full)), spread.members)
 
 
@@ -176,6 +178,17 @@ def _of_recipe(level: Node) -> Iterator[Problem]:
     kind = shape.at(("stages", "", inherit.RECIPE))
     if named is not None and (not isinstance(named.value, str) or named.value not in shape.choices(kind)):
         yield problems.wrong(named, kind)
+
+
+def _without_net(stages: Mapping[str, Node]) -> Iterator[Problem]:
+    """Of those that leave it to a stage which does not exist."""
+    for stage in stages.values():
+        source = stage.at("init", "from")
+        if stage.child("net") is not None or source is None or not isinstance(source.value, str):
+            continue
+        if source.value not in stages and not is_file(source.value):
+            message = problems.nothing("stage", source.value, stages)
+            yield Problem(source.place, source.path, message, (*stage.path, "net"))
 
 
 def _validated(tree: Node, found: list[Problem]) -> Job:

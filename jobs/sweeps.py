@@ -29,9 +29,10 @@ class Axis:
 @dataclass
 class Expansion:
     """`stages`: each sweep's members in its place. `members`: of each sweep, what the member's name has behind the
-    sweep's, and that name."""
+    sweep's, and that name. `made`: what has become of each stage that is written."""
 
     stages: dict[str, Node] = field(default_factory=dict)
+    made: dict[str, dict[str, Node]] = field(default_factory=dict)
     members: dict[str, dict[str, str]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
@@ -39,14 +40,12 @@ class Expansion:
 def expand(stages: Mapping[str, Node], train: Node | None) -> Expansion:
     """`stages`, `train`: as written."""
     found = Expansion()
-    made: dict[str, dict[str, Node]] = {}
 
     for name in stages:
-        for each in _sources_first(name, stages, train):
-            if each not in made:
-                made[each] = _made(each, stages[each], _source(stages[each], train), found)
+        for each in _sources_first(name, stages, train, found):
+            found.made[each] = _made(each, stages[each], _source(stages[each], train), found)
     for name in stages:
-        for member, node in made[name].items():
+        for member, node in found.made[name].items():
             if member in found.stages:
                 found.problems.append(
                     Problem(stages[name].key, stages[name].path, f"two stages would be called {member}")
@@ -64,14 +63,26 @@ def with_members(names: Node, members: Mapping[str, Mapping[str, str]]) -> Node:
     return replace(names, value=items)
 
 
-def _sources_first(name: str, stages: Mapping[str, Node], train: Node | None) -> list[str]:
-    """The stage, behind those that it starts from, near and far."""
-    chain = [name]
-    while (source := _source(stages[chain[-1]], train)) is not None:
-        if not isinstance(source.value, str) or source.value not in stages or source.value in chain:
+def _sources_first(name: str, stages: Mapping[str, Node], train: Node | None, found: Expansion) -> list[str]:
+    """The stage, behind those that it starts from, near and far; without what is made already."""
+    chain: list[str] = []
+    at: Any = name
+    while isinstance(at, str) and at in stages and at not in found.made:
+        if at in chain:
+            found.problems.append(_ring(chain[chain.index(at) :], stages))
             break
-        chain.append(source.value)
+        chain.append(at)
+        source = _source(stages[at], train)
+        at = source.value if source is not None else None
     return chain[::-1]
+
+
+def _ring(names: list[str], stages: Mapping[str, Node]) -> Problem:
+    """Of stages that wait each for the next, and the last for the first."""
+    at = min(range(len(names)), key=lambda i: stages[names[i]].key.order)
+    ring = [*names[at:], *names[:at], names[at]]
+    first = stages[ring[0]]
+    return Problem(first.key, first.path, f"stages wait for each other: {' <- '.join(ring)}")
 
 
 def _source(stage: Node, train: Node | None) -> Node | None:
@@ -97,7 +108,7 @@ def _made(name: str, stage: Node, source: Node | None, found: Expansion) -> dict
     count = math.prod(len(axis.values) for axis in axes)
     if count > _MOST:
         found.problems.append(Problem(stage.key, stage.path, f"makes {count} stages; at most {_MOST}"))
-        axes = []
+        axes = [replace(axis, values=axis.values[:1]) for axis in axes]
     if not axes:
         return {name: stage}
     members: dict[str, str] = {}

@@ -113,7 +113,7 @@ class StageSettings(Settings):
         description="batch norm behind each convolution (torchvision's vgg*_bn); its statistics are those of virtual "
         "shards, so that they do not depend on the number of workers",
     )
-    init: Init = Field(default_factory=Init)
+    init: Init = Field(default_factory=Init, description="where the first weights come from")
     batch: int = Field(256, ge=1, description="images of a step, over all workers")
     epochs: int = Field(74, ge=1, description="passes over the training set, at most")
     learning_rate: float = Field(0.01, gt=0, description="the first learning rate, or the one that warm-up leads to")
@@ -315,7 +315,9 @@ class ClusterSettings(Settings):
         description="training processes, each with its share of the batch: so many, or [least, most], between which "
         "training shrinks and grows with the cluster",
     )
-    gpus_per_worker: Literal["auto", 0, 1] = Field("auto", description="auto: 1 if the cluster has one for each")
+    gpus_per_worker: Literal["auto"] | Annotated[int, Field(ge=0, le=1)] = Field(
+        "auto", description="auto: 1 if the cluster has one for each"
+    )
     cpus_per_worker: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto", description="threads of a worker; auto: all that the cluster has, shared evenly"
     )

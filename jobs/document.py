@@ -144,6 +144,12 @@ def read(text: str, place: Place, path: Path = ()) -> Node | None:
             loader.dispose()
 
 
+def in_line(value: Any) -> str:
+    """A value of Python as YAML in one line."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
 def scalar(text: str) -> Any:
     """What YAML takes a word for: a number, true or false, null, or text."""
     loader = _Loader("")

@@ -3,10 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-import yaml
-
 from jobs import environment, shape
-from jobs.document import Node, Path
+from jobs.document import Node, Path, in_line
 from jobs.schema import Written
 
 _WIDEST = 60  # columns in front of an origin; lines that are longer push theirs aside
@@ -58,5 +56,4 @@ def _flow(value: Any) -> str:
         value = environment.escaped(value)
     elif isinstance(value, list):
         value = [environment.escaped(item) if isinstance(item, str) else item for item in value]
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("\n...")
+    return in_line(value)

@@ -19,6 +19,7 @@ from jobs import changes, contradictions, document, environment, inherit, proble
 from jobs.contradictions import frozen_at_random
 from jobs.document import Node, Place, Problem, told
 from jobs.job import NAME, Data, Job, is_file, needs
+from jobs.recipes import RECIPES
 from pipelines.errors import SettingsError, VerydeepError
 
 __all__ = [
@@ -176,7 +177,7 @@ def _of_train(train: Node) -> Iterator[Problem]:
 def _of_recipe(level: Node) -> Iterator[Problem]:
     named = level.child(inherit.RECIPE)
     kind = shape.at(("stages", "", inherit.RECIPE))
-    if named is not None and (not isinstance(named.value, str) or named.value not in shape.choices(kind)):
+    if named is not None and named.value is not None and named.value not in [*RECIPES]:
         yield problems.wrong(named, kind)
 
 

@@ -20,8 +20,7 @@ from jobs.recipes import RECIPES
 Kind: TypeAlias = Any
 _origin: Callable[[Kind], Any] = get_origin
 TRAIN = "train"  # the key of a job file for what all stages start from
-# Literal of names that are known only here, for `recipe`.
-_RECIPE: Kind = Literal[tuple(RECIPES)]
+_RECIPE: Kind = Literal[tuple(RECIPES)] | None
 
 
 def kind_of(field: FieldInfo) -> Kind:

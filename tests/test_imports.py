@@ -27,7 +27,7 @@ HOMES = {
     "onnx": {"cluster/onnx_file.py"},
     "onnxruntime": {"cluster/onnx_file.py", "pipelines/classifier.py"},
     "safetensors": {"cluster/foreign.py"},
-    "yaml": {"jobs/document.py", "jobs/schema.py", "jobs/resolved.py"},
+    "yaml": {"jobs/document.py", "jobs/schema.py"},
     "numba": {"pipelines/resample.py"},
     "matplotlib": {"pipelines/figures.py", "pipelines/sheet.py", "jobs/pictures.py", "jobs/curves.py"},
     "jinja2": {"jobs/report.py"},

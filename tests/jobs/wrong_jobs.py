@@ -120,9 +120,15 @@ ERRORS = [
     (
         "epochs: 1",
         "recipe: torchvison",
-        ["job.yaml:4:45: train.recipe: expected paper or torchvision, not 'torchvison'; did you mean torchvision?"],
+        [
+            "job.yaml:4:45: train.recipe: expected paper or torchvision, or null, not 'torchvison'; did you mean torchvision?"
+        ],
     ),
-    ("scale: 32}}", "scale: 32, recipe: 7}}", ["job.yaml:6:34: stages.a.recipe: expected paper or torchvision, not 7"]),
+    (
+        "scale: 32}}",
+        "scale: 32, recipe: 7}}",
+        ["job.yaml:6:34: stages.a.recipe: expected paper or torchvision, or null, not 7"],
+    ),
     ("scale: 32}}", "scale: 32, recipie: x}}", ["job.yaml:6:26: stages.a.recipie: unknown key; did you mean recipe?"]),
     (
         "epochs: 1",
@@ -293,7 +299,7 @@ ERRORS = [
         "epochs: 1",
         "recipe: [paper]",
         [
-            "job.yaml:4:45: train.recipe: expected paper or torchvision, not a list; values to be tried one by one are listed in a stage"
+            "job.yaml:4:45: train.recipe: expected paper or torchvision, or null, not a list; values to be tried one by one are listed in a stage"
         ],
     ),
     (
@@ -385,7 +391,7 @@ ERRORS = [
     (
         "data: digits",
         "data: digits\ncluster: {{gpus_per_worker: 2}}",
-        ["job.yaml:3:28: cluster.gpus_per_worker: expected auto, 0 or 1, not 2"],
+        ["job.yaml:3:28: cluster.gpus_per_worker: expected auto or a whole number from 0 to 1, not 2"],
     ),
     (
         "data: digits",

@@ -9,11 +9,12 @@ CRASH  := tests/jobs/test_crash.py
 # Programs that the shell line `#!/usr/bin/env -S python -m jobs` starts must be those of the environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test check soak bench install constraints clean help
+.PHONY: demo test check docs soak bench install constraints clean help
 
 help:
 	@echo "make demo   the main job on an embedded data set: a few minutes on 2 cores, no GPU needed"
 	@echo "make test   ruff, mypy and the whole test suite"
+	@echo "make docs   docs/settings.md and jobs/job.schema.json, out of the models that they describe"
 	@echo "make soak   the input over many epochs, on generated pictures or PHOTOS=FOLDER, and failures: half an hour"
 	@echo "make bench  the input beside its peers, on DATA=DATASET: some minutes for each S"
 
@@ -31,6 +32,9 @@ check: $(READY)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
+
+docs: $(READY)
+	@$(BIN)/python -m jobs.describe
 
 soak: $(READY)
 	@PHOTOS="$(PHOTOS)" $(BIN)/python -m pytest -s tests/soak/soak_input.py tests/soak/soak_failures.py \

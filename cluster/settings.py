@@ -1,8 +1,10 @@
 """What a stage can be told. Each setting, its unit, default and meaning is written here and nowhere else."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
+from annotated_types import Len
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from cluster import layers
@@ -19,7 +21,17 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True, allow_inf_nan=False)
 
 
-def _range(things: str, low: str, high: str, of: str = "") -> BeforeValidator:
+@dataclass(frozen=True)
+class Words:
+    """What a setting takes, for people; of settings whose type does not say it by itself."""
+
+    text: str
+
+
+_Count = Annotated[int, Field(ge=1)]
+
+
+def _range(low: str, high: str, expected: Words, of: str = "") -> BeforeValidator:
     """One whole number, or the least and the most of a range; as a range in either case."""
 
     def read(value: Any) -> Any:
@@ -29,14 +41,13 @@ def _range(things: str, low: str, high: str, of: str = "") -> BeforeValidator:
             return tuple(value)
         if type(value) is int:
             return (value, value)
-        raise ValueError(f"expected a number of {things}, or [{low}, {high}]")
+        raise ValueError(f"expected {expected.text}")
 
-    return BeforeValidator(read)
+    return BeforeValidator(read, json_schema_input_type=_Count | Annotated[list[_Count], Len(2, 2)])
 
 
-Scale = Annotated[
-    tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], _range("pixels", "smallest", "largest", " S")
-]
+_PIXELS = Words("a number of pixels, or [smallest, largest]")
+Scale = Annotated[tuple[_Count, _Count], _range("smallest", "largest", _PIXELS, " S"), _PIXELS]
 
 
 class Plateau(Settings):
@@ -102,7 +113,7 @@ class StageSettings(Settings):
         description="batch norm behind each convolution (torchvision's vgg*_bn); its statistics are those of virtual "
         "shards, so that they do not depend on the number of workers",
     )
-    init: Init = Field(default_factory=Init)
+    init: Init = Field(default_factory=Init, description="where the first weights come from")
     batch: int = Field(256, ge=1, description="images of a step, over all workers")
     epochs: int = Field(74, ge=1, description="passes over the training set, at most")
     learning_rate: float = Field(0.01, gt=0, description="the first learning rate, or the one that warm-up leads to")
@@ -202,8 +213,9 @@ class StageSettings(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> "StageSettings":
-        for problem in (*self._sizes(), *self._rates(), *self._layers()):
-            raise ValueError(problem)
+        """Tells of all that does not go together, a line each, which begins with the setting at fault."""
+        if problems := [*self._sizes(), *self._rates(), *self._layers()]:
+            raise ValueError("\n".join(problems))
         return self
 
     def _sizes(self) -> Iterator[str]:
@@ -291,7 +303,8 @@ def _power_of_two(n: int) -> bool:
     return n.bit_count() == 1
 
 
-Workers = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], _range("workers", "least", "most")]
+_WORKERS = Words("a number of workers, or [least, most]")
+Workers = Annotated[tuple[_Count, _Count], _range("least", "most", _WORKERS), _WORKERS]
 
 
 class ClusterSettings(Settings):
@@ -302,7 +315,9 @@ class ClusterSettings(Settings):
         description="training processes, each with its share of the batch: so many, or [least, most], between which "
         "training shrinks and grows with the cluster",
     )
-    gpus_per_worker: Literal["auto", 0, 1] = Field("auto", description="auto: 1 if the cluster has one for each")
+    gpus_per_worker: Literal["auto"] | Annotated[int, Field(ge=0, le=1)] = Field(
+        "auto", description="auto: 1 if the cluster has one for each"
+    )
     cpus_per_worker: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto", description="threads of a worker; auto: all that the cluster has, shared evenly"
     )
@@ -339,31 +354,42 @@ class CheckpointSettings(Settings):
     keep: int = Field(2, ge=1, description="the newest that are kept, beside that of the best epoch")
 
 
+_MODES = Words("dense, multi-crop, both, or a list of several, each once")
+_SCALES = Words("single, several, or a list of Q in pixels, such as [256, 384, 512]")
+
+
 def _listed(value: Any) -> Any:
     """A mode, or several, each once."""
     modes = [value] if isinstance(value, str) else value
     if isinstance(modes, list) and (not modes or len(set(map(str, modes))) < len(modes)):
-        raise ValueError("expected one mode, or several, each once")
+        raise ValueError(f"expected {_MODES.text}")
     return modes
 
 
 def _scales(value: Any) -> Any:
     numbers = isinstance(value, list) and value and all(type(q) is int and q >= 1 for q in value)
     if value not in ("single", "several") and not numbers:
-        raise ValueError("expected single, several, or a list of Q in pixels, such as [256, 384, 512]")
+        raise ValueError(f"expected {_SCALES.text}")
     return value
+
+
+_Modes = TestMode | Annotated[list[TestMode], Len(1)]
 
 
 class EvaluationSettings(Settings):
     """One of the paper's tests (section 3.2)."""
 
     models: list[str] = Field(min_length=1, description="stages whose nets are tested, or files of nets")
-    mode: Annotated[list[TestMode], BeforeValidator(_listed)] = Field(
+    mode: Annotated[list[TestMode], BeforeValidator(_listed, json_schema_input_type=_Modes), _MODES] = Field(
         ["dense"],
         description="one or several. dense: the net over the whole image; multi-crop: the mean over 5 x 5 crops and "
         "their mirror images; both: the mean of these two",
     )
-    scales: Annotated[list[int] | Literal["single", "several"], BeforeValidator(_scales)] = Field(
+    scales: Annotated[
+        list[int] | Literal["single", "several"],
+        BeforeValidator(_scales, json_schema_input_type=Annotated[list[_Count], Len(1)] | Literal["single", "several"]),
+        _SCALES,
+    ] = Field(
         "single",
         description="Q, several are averaged. single: the net's own S, or the middle of its range; several: S - 32, S "
         "and S + 32 (at other input sizes a seventh of these), or the range's ends and middle",

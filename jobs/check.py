@@ -80,7 +80,7 @@ def check(job: Job) -> Checked:
     store = Store.of(_storage(job), job.name)
     store.check()
     data = data_sets(job)
-    training, validation = DataSet.open(data.train), DataSet.open(data.val)
+    training, validation = _opened("data.train", data.train), _opened("data.val", data.val)
     if training.manifest.classes != validation.manifest.classes:
         raise DataError(
             f"data.val: {data.val} has {_classes(validation.manifest.classes)}, "
@@ -103,6 +103,14 @@ def check(job: Job) -> Checked:
     with ThreadPoolExecutor(READERS) as pool:
         folders = dict(zip(folders, pool.map(store.found, folders.values()), strict=True))
     return Checked(job, store, data, training, validation, order, folders, _tested_files(job, validation))
+
+
+def _opened(key: str, place: str) -> DataSet:
+    """Raises DataError, with the setting's name in front."""
+    try:
+        return DataSet.open(place)
+    except DataError as error:
+        raise DataError(f"{key}: {error}") from error
 
 
 def data_sets(job: Job) -> Data:

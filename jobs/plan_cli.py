@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from jobs import schema, selection
+from jobs import resolved, schema, selection
 from jobs.selection import Choice
 from pipelines.errors import SettingsError
 
@@ -25,18 +25,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--of", metavar="STAGE", help="whose --images-per-second it is, if not the largest net's")
     parser.add_argument("--json", action="store_true", help="all numbers, for programs")
+    parser.add_argument("--resolved", action="store_true", help="print every setting, with where it comes from")
     parser.set_defaults(verb=_plan)
 
 
 def _plan(options: argparse.Namespace) -> None:
     _check(options)
-    job, choice = schema.load(options.job, options.changes), Choice.of(options)
-    selection.check_names(job, choice)
+    written, choice = schema.read(options.job, options.changes), Choice.of(options)
+    selection.check_names(written.job, choice)
+    if options.resolved:
+        print("\n".join(resolved.lines(written)))
+        return
     from jobs import check, forecast, plan_text  # slow imports: a wrong job file is told of at once
 
     given = forecast.Given(options.workers, options.images_per_second, options.of)
-    found = forecast.forecast(check.check(job), choice, given)
-    print(json.dumps(plan_text.plain(found), indent=1) if options.json else plan_text.text(found, job.stages))
+    with written.places():
+        checked = check.check(written.job)
+    found = forecast.forecast(checked, choice, given)
+    print(json.dumps(plan_text.plain(found), indent=1) if options.json else plan_text.text(found, checked.job.stages))
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -6,6 +6,11 @@ Plain data. A stage's identity comes from the settings that result, never from a
 from collections.abc import Mapping
 from typing import Any
 
+MEANINGS: Mapping[str, str] = {
+    "paper": "the paper's (Simonyan and Zisserman 2014, section 3.1): every setting's default",
+    "torchvision": "of torchvision's reference training of its VGG nets without batch norm",
+}
+
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     # Simonyan and Zisserman 2014 (arXiv 1409.1556), section 3.1: what every setting is by default.
     "paper": {},

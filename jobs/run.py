@@ -11,16 +11,17 @@ from cluster.interrupt import Stop
 from cluster.mailbox import Listen
 from cluster.place import Shape
 from cluster.track import Tracker, default_uri
-from jobs import decide, graph, outline, publish, report, results, schema, selection, stored, tables
+from jobs import decide, forecast, graph, outline, publish, report, results, schema, selection, stored, tables
 from jobs.board import Board
 from jobs.chain import Chain
 from jobs.check import Checked
 from jobs.claims import Claims
 from jobs.crew import Crew
+from jobs.forecast import Given
 from jobs.holder import Holder
 from jobs.lease import Lease, held
 from jobs.line import Phase
-from jobs.overview import costs, failures
+from jobs.overview import failures
 from jobs.plan import Action, Decision
 from jobs.results import Result
 from jobs.selection import Choice
@@ -126,7 +127,11 @@ class _Run:
             **{name: partial(stages.train, decision) for name, decision in begun.items()},
             **{name: partial(trials.carry_out, name) for name in trials.needs},
         }
-        chain, crew, claims = Chain(needs, costs(self._checked, needs)), Crew(), Claims(self._shape)
+        chain, crew, claims = (
+            Chain(needs, forecast.forecast(self._checked, self._choice, Given()).costs),
+            Crew(),
+            Claims(self._shape),
+        )
         while not chain.over and (crew.busy or not self._stop.asked):
             if not self._stop.asked:
                 self._begin(chain, crew, claims, do, set(trials.needs))

@@ -13,8 +13,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    job, choice = schema.load(options.job, options.changes), Choice.of(options)
-    selection.check_names(job, choice)
+    written, choice = schema.read(options.job, options.changes), Choice.of(options)
+    selection.check_names(written.job, choice)
     from jobs import check, run  # slow imports: a wrong job file is told of at once
 
-    run.run(check.check(job), choice)
+    with written.places():
+        checked = check.check(written.job)
+    run.run(checked, choice)

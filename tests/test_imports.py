@@ -30,7 +30,7 @@ HOMES = {
     "psutil": {"cluster/system.py"},
     "pynvml": {"cluster/system.py"},
     "safetensors": {"cluster/foreign.py"},
-    "yaml": {"jobs/schema.py"},
+    "yaml": {"jobs/document.py", "jobs/schema.py"},
     "numba": {"pipelines/resample.py"},
     "matplotlib": {"pipelines/figures.py", "pipelines/sheet.py", "jobs/pictures.py", "jobs/curves.py"},
     "rich": {"jobs/screen.py", "jobs/watch.py", "jobs/follow.py"},

@@ -127,11 +127,9 @@ class _Run:
             **{name: partial(stages.train, decision) for name, decision in begun.items()},
             **{name: partial(trials.carry_out, name) for name in trials.needs},
         }
-        chain, crew, claims = (
-            Chain(needs, forecast.forecast(self._checked, self._choice, Given()).costs),
-            Crew(),
-            Claims(self._shape),
-        )
+        known = forecast.forecast(self._checked, self._choice, Given()).costs
+        costs = {name: known.get(name, 0.0) for name in needs}
+        chain, crew, claims = Chain(needs, costs), Crew(), Claims(self._shape)
         while not chain.over and (crew.busy or not self._stop.asked):
             if not self._stop.asked:
                 self._begin(chain, crew, claims, do, set(trials.needs))

@@ -1,43 +1,28 @@
 """MLflow: a run for a job, and under it one for each stage.
 
-Calls are made in order on a thread of their own, so that a slow server slows nothing; while the server cannot be
-reached they wait, with a warning, and what still cannot be delivered a while after the end is given up and counted.
+A call of the Tracker is a line in a journal (`cluster.spool`) and nothing else; a thread of its own delivers them, in
+order. So a server that is slow, hangs or is not there slows nothing and loses nothing: what is left is delivered by the
+next process that has the same spool, or by `verydeep sync`.
 """
 
-import json
-import logging
 import os
-import queue
-import threading
+import sys
 import time
-import warnings
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the thread below does its own waiting
+from cluster.deliver import SQLITE
+from cluster.spool import Call, Journal
+from cluster.upload import Uploader
+from pipelines.errors import ClusterError
+from pipelines.location import Location, public
 
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
-from mlflow.exceptions import MlflowException
-
-from pipelines.errors import ClusterError, first_line
-from pipelines.location import Location
-
-warnings.filterwarnings("ignore", module=r"mlflow\.")  # of what it uses of other packages
-
-_RETRY_SECONDS = 2.0
-_CLOSING_SECONDS = 30.0
-_SQLITE = "sqlite:///"
-_TALKATIVE = (
-    "alembic",
-    "mlflow.pyfunc",
-    "mlflow.store.db.utils",
-    "mlflow.store.model_registry.abstract_store",
-    "mlflow.utils.environment",
-)
+_CLOSING_SECONDS = 60.0
 
 
 def default_uri(storage: Location) -> str:
@@ -53,83 +38,112 @@ def default_uri(storage: Location) -> str:
     return f"sqlite:///{storage.disk / 'mlflow.db'}"
 
 
-def connect(uri: str) -> MlflowClient:
-    """One that does not talk."""
-    for name in _TALKATIVE:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    return MlflowClient(uri)
+def check_uri(uri: str) -> None:
+    """Raises ClusterError for what can never work."""
+    try:
+        parts = urlsplit(uri)
+        wrong = parts.scheme in ("http", "https") and (not parts.hostname or parts.port == 0)
+    except ValueError:
+        wrong = True
+    if wrong or "://" not in uri:
+        raise ClusterError(f"MLflow at {public(uri)} cannot be used: expected an address such as http://mlflow:5000")
+    if uri.startswith(SQLITE):
+        file = Path(uri.removeprefix(SQLITE))
+        if not file.parent.is_dir():
+            raise ClusterError(f"MLflow at {uri} cannot be used: there is no folder {file.parent}")
+        if file.exists() and not file.is_file():
+            raise ClusterError(f"MLflow at {uri} cannot be used: {file} is not a file")
+    elif parts.scheme not in ("http", "https", "databricks") and "sql" not in parts.scheme:
+        raise ClusterError(f"MLflow at {public(uri)} cannot be used: it knows no {parts.scheme}://")
+
+
+def say(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 class Tracker:
-    """Runs of one experiment in the tracking store `uri`."""
+    """Runs of one experiment in the tracking store `uri`. No call waits for it, and none raises because of it; any
+    thread may make them. `spool`: a folder for the journals, of this experiment alone. `tell`: is given lines for
+    people."""
 
-    def __init__(self, uri: str, experiment: str) -> None:
-        """Raises ClusterError if the store cannot be reached."""
-        self.uri = uri
-        self._client = connect(uri)
+    def __init__(self, uri: str, experiment: str, spool: Location, tell: Callable[[str], None] = say) -> None:
+        """Raises ClusterError: there can be no such store, or the folder cannot be written."""
+        check_uri(uri)
+        self.uri, self._tell = uri, tell
         try:
-            known = self._client.get_experiment_by_name(experiment)
-            if known is None:
-                # A server chooses its own place; a file store would put artifacts below the current folder.
-                file = uri.removeprefix(_SQLITE) if uri.startswith(_SQLITE) else None
-                place = Path(file).absolute().with_name("mlartifacts").as_uri() if file else None
-                self._experiment = self._client.create_experiment(
-                    experiment, place, {"mlflow.experimentKind": "custom_model_development"}
-                )
-            else:
-                self._experiment = known.experiment_id
-        except (MlflowException, OSError) as error:
-            raise ClusterError(f"MLflow at {uri} cannot be used: {first_line(error)}") from error
-        self._calls: queue.Queue[tuple[str, Callable[[], None]] | None] = queue.Queue()
-        self._failing_since: float | None = None
-        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
-        self._thread.start()
+            self._journal = Journal(spool, uri, experiment)
+        except OSError as error:
+            raise ClusterError(f"storage: {spool} cannot be written: {error.strerror or error}") from error
+        self._uploader = Uploader(self._journal, spool, tell)
+        self._lost = 0
 
     def open_run(self, name: str, parent: str | None, tags: Mapping[str, str], known: str | None) -> str:
-        """The run's id: of `known` if that is there (it goes on), or of a new one."""
-        try:
-            if known is not None:
-                try:
-                    self._client.update_run(known, status="RUNNING")
-                    return known
-                except MlflowException:
-                    pass  # deleted, or of another store
-            parents = {"mlflow.parentRunId": parent} if parent else {}
-            run = self._client.create_run(self._experiment, run_name=name, tags={**tags, **parents})
-        except (MlflowException, OSError) as error:
-            raise ClusterError(f"MLflow at {self.uri} cannot be used: {first_line(error)}") from error
-        return str(run.info.run_id)
+        """The run's id, which is ours: `known` goes on in the run that it is of, if MLflow has it still."""
+        run = known or uuid.uuid4().hex
+        self._call(
+            "open",
+            run,
+            name=name,
+            parent=parent,
+            tags=dict(tags),
+            at=_stamp(None),
+            attempt=self._journal.reader.attempt,
+        )
+        return run
 
     def parameters(self, run: str, values: Mapping[str, Any]) -> None:
-        params = [Param(key, str(value)) for key, value in _flat(values).items()]
-        self._call("parameters", lambda: self._client.log_batch(run, params=params) and None)
+        self._call("parameters", run, values={key: str(value) for key, value in _flat(values).items()})
+
+    def tags(self, run: str, values: Mapping[str, str]) -> None:
+        self._call("tags", run, values=dict(values))
+
+    def describe(self, run: str, markdown: str) -> None:
+        """What MLflow's page shows above the run's details."""
+        self.tags(run, {"mlflow.note.content": markdown})
 
     def metrics(self, run: str, values: Mapping[str, float], step: int, at_seconds: float | None = None) -> None:
-        stamp = int((time.time() if at_seconds is None else at_seconds) * 1000)
-        batch = [Metric(key, float(value), stamp, step) for key, value in values.items()]
-        self._call("metrics", lambda: self._client.log_batch(run, metrics=batch) and None)
+        values = {key: float(value) for key, value in values.items()}
+        self._call("metrics", run, values=values, step=step, at=_stamp(at_seconds))
+
+    def system(self, run: str, node: str, values: Mapping[str, float], at_seconds: float | None = None) -> None:
+        """Where MLflow's page has system metrics. Their step is the second, which goes on when the run does."""
+        at = time.time() if at_seconds is None else at_seconds
+        self.metrics(run, {f"system/{node}/{key}": value for key, value in values.items()}, int(at), at)
 
     def artifact(self, run: str, place: Location, folder: str | None = None) -> None:
-        def deliver() -> None:
-            with place.on_disk() as path:
-                self._client.log_artifact(run, str(path), folder)
+        """A file, as it is when it is delivered."""
+        self._call("artifact", run, place=place.absolute, folder=folder)
 
-        self._call(f"artifact {place.name}", deliver)
+    def text(self, run: str, text: str, file: str) -> None:
+        """An artifact of this content, such as a picture in SVG."""
+        self._call("text", run, text=text, file=file)
 
     def table(self, run: str, columns: Mapping[str, Sequence[Any]], file: str) -> None:
         """As a table that MLflow's pages can show and compare, in the place of what had this name."""
         content = {"columns": list(columns), "data": [list(row) for row in zip(*columns.values(), strict=True)]}
-        tag = json.dumps([{"path": file, "type": "table"}])  # by which its pages find it (MlflowClient.log_table)
+        self._call("table", run, content=content, file=file)
 
-        def deliver() -> None:
-            self._client.log_dict(run, content, file)  # log_table would add to what is there
-            self._client.set_tag(run, "mlflow.loggedArtifacts", tag)
+    def dataset(
+        self, run: str, name: str, digest: str, source: Location, context: str, schema: str, profile: str
+    ) -> None:
+        """`context`: training or validation. `schema` and `profile`: JSON, as MLflow's pages show it."""
+        told = {"schema": schema, "profile": profile, "source": public(source.absolute)}
+        self._call("dataset", run, name=name, digest=digest[:36], context=context, **told)
 
-        self._call(f"table {file}", deliver)
+    def register(
+        self, run: str, name: str, place: Location, tags: Mapping[str, str], aliases: Sequence[str]
+    ) -> "Future[str]":
+        """The net in the file `place`, as a version of the registered model `name`. Its number comes, perhaps long
+        after, or a ClusterError if MLflow or the net refuses."""
+        given = {"tags": dict(tags), "aliases": list(aliases)}
+        number = uuid.uuid4().hex
+        answer = self._uploader.awaited(number)
+        self._call("register", run, id=number, name=name, place=place.absolute, **given)
+        return answer
 
     def end_run(self, run: str, status: str) -> None:
         """`status`: FINISHED, FAILED or KILLED."""
-        self._call("the end of a run", lambda: self._client.set_terminated(run, status))
+        self._call("end", run, status=status, at=_stamp(None))
 
     @contextmanager
     def ending(self, run: str) -> Iterator[None]:
@@ -141,51 +155,31 @@ class Tracker:
             raise
         self.end_run(run, "FINISHED")
 
+    def settle(self, seconds: float, patient: bool = True) -> bool:
+        """Whether all has been delivered, at the latest after so long; who is not patient waits for a server that is
+        away no more than a few seconds."""
+        return self._uploader.settle(seconds, patient)
+
     def close(self) -> None:
-        """Waits for all calls, as long as they succeed."""
-        began = time.monotonic()
-        self._calls.put(None)
-        while self._thread.is_alive():
-            self._thread.join(0.2)
-            failing = self._failing_since
-            if failing is not None and time.monotonic() - max(failing, began) > _CLOSING_SECONDS:
-                break
-        if self._thread.is_alive():
-            warnings.warn(
-                f"MLflow at {self.uri} does not answer: {self._calls.qsize()} calls and more are lost", stacklevel=2
-            )
+        """Delivers what it can while the server answers, for a minute at most; the rest stays where it is."""
+        self._uploader.settle(_CLOSING_SECONDS, patient=False)
+        self._uploader.close()
 
-    def _call(self, what: str, call: Callable[[], None]) -> None:
-        self._calls.put((what, call))
-
-    def _work(self) -> None:
-        while (item := self._calls.get()) is not None:
-            what, call = item
-            while True:
-                try:
-                    call()
-                    self._failing_since = None
-                    break
-                except Exception as error:  # artifact stores raise errors of their own; tracking never stops training
-                    if self._failing_since is None:
-                        warnings.warn(f"MLflow at {self.uri}: {what}: {first_line(error)}", stacklevel=1)
-                        self._failing_since = time.monotonic()
-                    if _permanent(error):
-                        self._failing_since = None
-                        break
-                    time.sleep(_RETRY_SECONDS)
+    def _call(self, do: str, run: str, **told: Any) -> None:
+        call: Call = {"id": uuid.uuid4().hex, "do": do, "run": run, **told}
+        try:
+            self._journal.append(call)
+        except OSError as error:  # no reason to end training; what it writes itself tells of it
+            self._lost += 1
+            if self._lost == 1:
+                self._tell(f"{self._journal.reader.file} cannot be written ({error}): what MLflow is told is lost")
+            return
+        self._uploader.wake()
 
 
-def _permanent(error: BaseException) -> bool:
-    """Whether trying again is of no use: the store was reached, and refused, or the call itself is at fault."""
-    if isinstance(error, MlflowException):
-        return error.error_code in (
-            "INVALID_PARAMETER_VALUE",
-            "RESOURCE_DOES_NOT_EXIST",
-            "PERMISSION_DENIED",
-            "BAD_REQUEST",
-        )
-    return not isinstance(error, OSError) or isinstance(error, PermissionError | FileNotFoundError)
+def _stamp(at_seconds: float | None) -> int:
+    """In milliseconds."""
+    return int((time.time() if at_seconds is None else at_seconds) * 1000)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -76,7 +76,7 @@ def evaluate(options: argparse.Namespace) -> None:
     watch.say(f"Ray: {launch.connect()}")
     try:
         shape = place.shape(_cluster(options, sum(node.gpus for node in place.nodes())))
-        with interrupt.raised(), _tracked(options, _name(data)) as (tracker, run):
+        with interrupt.raised(), _tracked(options, _name(data), root) as (tracker, run):
             found = testing.carry_out(tests, data, root / TESTS, shape, watch, options.max_unreadable)
             publish.publish(found, root, tracker, run)
     finally:
@@ -87,11 +87,12 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _tracked(options: argparse.Namespace, name: str) -> Iterator[tuple["Tracker", str]]:
+def _tracked(options: argparse.Namespace, name: str, folder: Location) -> Iterator[tuple["Tracker", str]]:
     """A run of its own in MLflow."""
     from cluster.track import Tracker, default_uri
+    from jobs.store import SPOOL
 
-    tracker = Tracker(default_uri(_root(options.storage)), "evaluations")
+    tracker = Tracker(default_uri(_root(options.storage)), "evaluations", folder / SPOOL)
     try:
         run = tracker.open_run(name, None, {}, None)
         told = ("checkpoints", "data", "mode", "scales", "mirror")

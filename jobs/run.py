@@ -16,11 +16,13 @@ from jobs.check import Checked
 from jobs.checkpoints import Model, net_file
 from jobs.plan import Action, Decision, plan
 from jobs.results import Result, scale_text
-from jobs.store import TESTS, Finished, StageFolder, read_json, read_text, write_json, write_text
+from jobs.store import SPOOL, TESTS, Finished, StageFolder, read_json, read_text, write_json, write_text
 from jobs.testing import Trial
 from jobs.watch import Watch
-from pipelines.errors import CheckpointError, ClusterError, SettingsError, TrainingError
+from pipelines.errors import SettingsError, TrainingError
 from pipelines.location import Location
+
+_REGISTERING_SECONDS = 300.0  # that the end waits, to be able to say the version
 
 # By their names in records: what a stretch of steps and an epoch both have, and an epoch alone; as they are in MLflow.
 _POINT_METRICS = {
@@ -95,7 +97,7 @@ def _tracked(checked: Checked, uri: str) -> Iterator[tuple[Tracker, str]]:
     """The job's MLflow run, which an earlier attempt may have begun; closed as what the block ends as."""
     job, store = checked.job, checked.store
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr, flush=True)
-    tracker = Tracker(uri, job.name)
+    tracker = Tracker(uri, job.name, store.root / SPOOL)
     try:
         parent = _open(tracker, store.root / "job.json", job.name, None, {"job": job.name})
         write_text(store.root / "job.yaml", schema.resolved(job))
@@ -109,8 +111,8 @@ def _tracked(checked: Checked, uri: str) -> Iterator[tuple[Tracker, str]]:
 def _open(tracker: Tracker, note: Location, name: str, parent: str | None, tags: dict[str, str]) -> str:
     """A run whose id is kept in the file `note`, so that a later attempt goes on in it."""
     known = read_json(note) or {}
-    run = tracker.open_run(name, parent, tags, known.get("run") if known.get("uri") == tracker.uri else None)
-    write_json(note, {"uri": tracker.uri, "run": run})
+    run = tracker.open_run(name, parent, tags, known.get("run"))
+    write_json(note, {"run": run})
     return run
 
 
@@ -228,12 +230,13 @@ class _Chain:
         tested = results.best(found, self._finished)
         stage = tested.model if tested else max(self._finished, key=lambda name: self._finished[name].accuracy)
         name, run = self._checked.job.name, self._runs.get(stage) or self._parent
-        try:
-            version = publish.register(name, self._model(stage), tested, self._tracker, run)
-        except (ClusterError, CheckpointError) as error:
-            self._watch.say(f"warning: {error}")
-            return
-        self._watch.say(f"The best net, of stage {stage}, is models:/{name}@best in MLflow, version {version}")
+        answer = publish.register(name, self._model(stage), tested, self._tracker, run)
+        self._tracker.settle(_REGISTERING_SECONDS, patient=False)
+        if answer.done() and answer.exception() is None:
+            told = f"is models:/{name}@best in MLflow, version {answer.result()}"
+        else:
+            told = f"is not in MLflow's registry: {answer.exception()}" if answer.done() else "is registered later"
+        self._watch.say(f"The best net, of stage {stage}, {told}")
 
     def report(self) -> Location:
         """Makes it of all that is stored, and tracks it."""

@@ -7,6 +7,7 @@ runs/<job>/<stage>-<key>/            one stage: checkpoints, run.json (its run i
 runs/<job>/results.json              the tests; as tables, too: results.csv, results.md
 runs/<job>/tests/                    the posteriors of their nets
 runs/<job>/report.html               all of it as a page
+runs/<job>/spool/                    what MLflow has not been told yet
 """
 
 import json
@@ -23,7 +24,7 @@ from pipelines.errors import CheckpointError, ClusterError, DataError, first_lin
 from pipelines.location import Location
 
 JOB, STAGES, DONE = "job.yaml", "stages.json", "done.json"
-RESULTS, TESTS, REPORT = "results.json", "tests", "report.html"
+RESULTS, TESTS, REPORT, SPOOL = "results.json", "tests", "report.html", "spool"
 
 _EPOCHS = TypeAdapter(list[Epoch])
 

@@ -23,7 +23,7 @@ HOMES = {
             "storage",
         )
     },
-    "mlflow": {"cluster/track.py", "cluster/registry.py"},
+    "mlflow": {"cluster/deliver.py", "cluster/registry.py"},
     "onnx": {"cluster/onnx_file.py"},
     "onnxruntime": {"cluster/onnx_file.py", "pipelines/classifier.py"},
     "safetensors": {"cluster/foreign.py"},

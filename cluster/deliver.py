@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the uploader does its own waiting
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the uploader does its own waiting
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
 
 from mlflow import MlflowClient
@@ -39,6 +39,7 @@ _TALKATIVE = (
     "mlflow.store.db.utils",
     "mlflow.store.model_registry.abstract_store",
     "mlflow.utils.environment",
+    "urllib3.connectionpool",
 )
 _GONE = "there is no such run any more"
 
@@ -54,7 +55,7 @@ class Stuck(Exception):
 def connect(uri: str) -> MlflowClient:
     """One that does not talk."""
     for name in _TALKATIVE:
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.ERROR)
     return MlflowClient(uri)
 
 
@@ -290,4 +291,4 @@ def _tags(values: dict[str, str]) -> list[RunTag]:
 def _in_words(call: Call) -> str:
     what = {"open": "run", "end": "the end of a run"}.get(call["do"], call["do"])
     named: str = call.get("of") or call.get("file") or call.get("name") or call.get("place", "").rpartition("/")[2]
-    return f"{what} {named}" if named else what
+    return f"{what} {named}" if named else str(what)

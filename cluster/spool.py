@@ -78,6 +78,14 @@ class Reader:
             self.done = end
         return lines
 
+    def lines(self) -> Iterator[Line]:
+        """All that wait."""
+        reader = Reader(self.file)
+        reader.done = self.done
+        while lines := reader.next():
+            yield from lines
+            reader.done = lines[-1].end
+
     def delivered(self, line: Line) -> None:
         """It, and all before it."""
         self.done = line.end

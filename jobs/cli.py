@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.interrupt import Terminated
-from jobs import bench_cli, evaluate_cli, export_cli, features_cli, plan_cli, predict_cli, report_cli, run_cli
+from jobs import bench_cli, evaluate_cli, export_cli, features_cli, plan_cli, predict_cli, report_cli, run_cli, sync_cli
 from jobs.source import open_source, scale_range
 from pipelines import imagenet, parquet, sources
 from pipelines.aside import check_apart
@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         (predict_cli, "predict", "classify images"),
         (export_cli, "export", "write a net for other programs"),
         (features_cli, "features", "write what a net makes of images, for other classifiers"),
+        (sync_cli, "sync", "tell MLflow what it was not there to be told"),
         (bench_cli, "bench", "measure parts beside what one would otherwise take"),
     ):
         module.add_arguments(verbs.add_parser(verb, help=meaning))

@@ -230,6 +230,12 @@ class Location:
         found = persistently(lambda: self.filesystem.get_file_info(chosen), self)
         return {info.base_name: self / info.base_name for info in found if info.type == arrow_fs.FileType.File}
 
+    def folders(self) -> list[str]:
+        """The names of the folders right in this one; none if there is no such folder."""
+        chosen = arrow_fs.FileSelector(self.path, allow_not_found=True)
+        found = persistently(lambda: self.filesystem.get_file_info(chosen), self)
+        return sorted(info.base_name for info in found if info.type == arrow_fs.FileType.Directory)
+
     def delete(self) -> None:
         """If it is there."""
         _if_there(lambda: self.filesystem.delete_file(self.path), self)

@@ -73,8 +73,8 @@ def test_runs_are_nested_and_everything_arrives_though_calls_are_refused(uri: st
     assert (dataset.name, dataset.digest, tags) == ("digits/train", "0" * 36, {"mlflow.data.context": "training"})
     tables = json.loads(found(uri, parent).data.tags["mlflow.loggedArtifacts"])
     assert [table["path"] for table in tables] == ["chain.json", "results.json"]
-    shown = client.load_table(run.info.experiment_id, "chain.json", [found(uri, parent).info.run_id])
-    assert shown["error"].tolist() == [3, 4]
+    shown = client.download_artifacts(found(uri, parent).info.run_id, "chain.json", str(tmp_path))
+    assert json.loads(Path(shown).read_text()) == {"columns": ["net", "error"], "data": [["A", 3], ["B", 4]]}
     assert not (tmp_path / "spool").exists() or not list((tmp_path / "spool").iterdir())
 
 

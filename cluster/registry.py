@@ -24,10 +24,8 @@ from PIL import Image
 from xxhash import xxh3_64
 
 from cluster import onnx_file
-from cluster.mlflow_api import connect
 from cluster.nets import Trained
 from pipelines import classifier, still
-from pipelines.errors import ClusterError, VerydeepError, first_line
 from pipelines.location import Location
 
 ALIAS = "best"
@@ -50,30 +48,29 @@ _SIGNATURE = ModelSignature(
 
 
 def register(
-    uri: str, run: str, name: str, trained: Trained, tags: Mapping[str, str], aliases: Sequence[str] = (ALIAS,)
+    client: MlflowClient,
+    run: str,
+    name: str,
+    trained: Trained,
+    tags: Mapping[str, str],
+    aliases: Sequence[str] = (ALIAS,),
 ) -> str:
-    """The version of the registered model `name` that is this net, which has these aliases from then on.
+    """The version of the registered model `name` that is this net, which has the aliases from then on.
 
     A net, which its seal stands for, is registered once, unless the modules change that go with it; its tags are set
-    anew. `run`: that the net came from, which the model belongs to.
-    Raises ClusterError: MLflow cannot be reached or refuses; and what `onnx_file.write` raises.
+    anew. `run`: MLflow's id of that which the net came from, which the model belongs to.
+    Raises what MLflow and `onnx_file.write` raise.
     """
-    try:
-        client = connect(uri)
-        tags = {**tags, "seal": trained.seal, "program": _checksum()}
-        found = _version(client, name, trained.seal)
-        if found is None:
-            with tempfile.TemporaryDirectory() as folder:
-                found = _add(client, run, name, trained, tags, Path(folder))
-        for key, value in tags.items():  # it may have been tested anew
-            client.set_model_version_tag(name, found, key, value)
-        for alias in aliases:
-            client.set_registered_model_alias(name, alias, found)
-        return found
-    except VerydeepError:
-        raise
-    except Exception as error:  # artifact stores raise errors of their own, and no job ends with them
-        raise ClusterError(f"MLflow at {uri}: the net cannot be registered: {first_line(error)}") from error
+    tags = {**tags, "seal": trained.seal, "program": _checksum()}
+    found = _version(client, name, trained.seal)
+    if found is None:
+        with tempfile.TemporaryDirectory() as folder:
+            found = _add(client, run, name, trained, tags, Path(folder))
+    for key, value in tags.items():  # it may have been tested anew
+        client.set_model_version_tag(name, found, key, value)
+    for alias in aliases:
+        client.set_registered_model_alias(name, alias, found)
+    return found
 
 
 def _version(client: MlflowClient, name: str, seal: str) -> str | None:

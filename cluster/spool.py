@@ -1,149 +1,249 @@
-"""A journal of calls that are still to be delivered to MLflow: JSON lines in a folder of the job.
+"""Journals of what MLflow is to be told: a line of JSON for each call, there before the call returns.
 
-Each attempt at a job has a file of its own, whose lines are appended whole; how many bytes of it have been delivered
-is noted in ATTEMPT.taken. A process that is killed loses no line that was appended. After a loss
-of power the last seconds may be missing; a line that is torn then is none. A file whose lines are all delivered is
-removed; what an earlier attempt left is delivered before anything new.
-
-Of a job in an object store the newest attempt's file lies on the driver's own disk, and is copied into the store as
-long as lines wait.
+A journal is what one process wrote: `ATTEMPT.jsonl`, whose first line says for which server and experiment it is, and
+beside it `ATTEMPT.done`, the bytes of it that have been delivered. It is deleted when that is all of it; what a process
+leaves, the next one delivers. Names rise with time. A line is in the system's hands when `append` returns, so that the
+end of a process loses none; a power cut may lose the last second. Of an object store the journal is a temporary file of
+this machine, whose undelivered rest is copied into the folder from time to time, and at the end.
 """
 
+import fcntl
 import json
+import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from pipelines.location import Location
 
-SPOOL = "spool"  # the folder's name
-_LINES, _TAKEN = ".jsonl", ".taken"
-_COPY_SECONDS = 30.0
-_READ_BYTES = 1 << 20
+_SUFFIX, _MARK = ".jsonl", ".done"
+_COPY_SECONDS = 30.0  # between copies into an object store
+_PIECE_BYTES = 4 << 20
 
-Call = Mapping[str, Any]
+Call = dict[str, Any]  # `do` says what; JSON values
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """Calls that were read, and the position behind them."""
+class Line:
+    """A call, and the position in its journal behind it, in bytes."""
 
-    calls: list[Call]
+    call: Call
     end: int
 
 
-class Journal:
-    """One attempt's lines. To be appended to from any thread, and read by one."""
+class Reader:
+    """What of a journal has not been delivered yet, in order. Lines that are not whole are passed over: the process
+    ended, or the disk was full, while they were written."""
 
-    def __init__(self, folder: Location, name: str, path: Path, end: int) -> None:
-        """Of a file that is on this machine as `path`. `end`, from then on `taken`: its bytes that are delivered."""
-        self.name = name
-        self._folder, self._path, self.taken = folder, path, end
-        self._lock = threading.Lock()
-        self._stream: Any = None
-        self._copied_at, self._copied = time.monotonic(), -1
-
-    @classmethod
-    def new(cls, folder: Location) -> "Journal":
+    def __init__(self, file: Path) -> None:
         """Raises OSError."""
-        name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:8]}"
-        place = folder.disk
-        if place is None:
-            return cls(folder, name, Path(tempfile.mkdtemp(prefix="verydeep-"), f"{name}{_LINES}"), 0)
-        place.mkdir(parents=True, exist_ok=True)
-        return cls(folder, name, place / f"{name}{_LINES}", 0)
-
-    def append(self, call: Call) -> None:
-        """Raises OSError."""
-        line = json.dumps(call, separators=(",", ":")).encode() + b"\n"
-        with self._lock:
-            if self._stream is None:
-                self._stream = self._path.open("ab", buffering=0)
-            self._stream.write(line)
-
-    def read(self) -> Waiting:
-        """The next calls, as many as lie within a megabyte. Raises OSError."""
-        if not self._path.exists():
-            return Waiting([], self.taken)
-        with self._path.open("rb") as stream:
-            stream.seek(self.taken)
-            found = stream.read(_READ_BYTES)
-            while b"\n" not in found and (more := stream.read(_READ_BYTES)):
-                found += more
-        whole = found[: found.rfind(b"\n") + 1]
-        return Waiting([call for line in whole.splitlines() for call in _call(line)], self.taken + len(whole))
-
-    def take(self, end: int) -> None:
-        """All before the position `end` is delivered. Raises OSError."""
-        self.taken = end
-        if self._folder.disk is not None:
-            self._path.with_suffix(_TAKEN).write_text(str(end))
+        self.file = file
+        self._mark = file.with_suffix(_MARK)
+        with file.open("rb") as stream:
+            first = stream.readline()
+        head = _parsed(first) or {}
+        self.uri, self.experiment = str(head.get("uri", "")), str(head.get("experiment", ""))
+        self._first = len(first)
+        self.done = self._first
+        with suppress(OSError, ValueError):
+            self.done = max(self._first, int(self._mark.read_text()))
 
     @property
-    def waiting_bytes(self) -> int:
-        return self._path.stat().st_size - self.taken if self._path.exists() else 0
+    def attempt(self) -> str:
+        return self.file.stem
 
-    def copy(self, now: bool = False) -> None:
-        """To the object store, if it belongs there, and something waits. Raises OSError."""
-        if self._folder.disk is not None or not (now or time.monotonic() - self._copied_at > _COPY_SECONDS):
-            return
-        self._copied_at = time.monotonic()
-        place = self._folder / f"{self.name}{_LINES}"
-        if self.waiting_bytes == 0:
-            if self._copied >= 0:
-                place.delete()
-            self._copied = -1
-        elif (size := self._path.stat().st_size) != self._copied:
-            with self._path.open("rb") as stream:
-                stream.seek(self.taken)
-                place.write(stream.read())
-            self._copied = size
+    def next(self, most: int = 2000) -> list[Line]:
+        """The first lines that wait."""
+        lines: list[Line] = []
+        end = self.done
+        with self.file.open("rb") as stream:
+            stream.seek(end)
+            content = stream.read(_PIECE_BYTES)
+            if b"\n" not in content:
+                content += stream.readline()
+        for text in content.splitlines(keepends=True):
+            if len(lines) == most or not text.endswith(b"\n"):
+                break
+            end += len(text)
+            if (call := _parsed(text)) is not None:
+                lines.append(Line(call, end))
+        if not lines:
+            self.done = end
+        return lines
+
+    def lines(self) -> Iterator[Line]:
+        """All that wait."""
+        reader = Reader(self.file)
+        reader.done = self.done
+        while lines := reader.next():
+            yield from lines
+            reader.done = lines[-1].end
+
+    def delivered(self, line: Line) -> None:
+        """It, and all before it."""
+        self.done = line.end
+        self._mark.write_text(str(line.end))  # a stale number is of no harm: what is delivered again changes nothing
+
+    def waiting(self) -> int:
+        """How many lines."""
+        with self.file.open("rb") as stream:
+            stream.seek(self.done)
+            return sum(piece.count(b"\n") for piece in iter(lambda: stream.read(_PIECE_BYTES), b""))
+
+    def rest(self) -> bytes:
+        """A journal of what waits."""
+        with self.file.open("rb") as stream:
+            head = stream.readline()
+            stream.seek(self.done)
+            return head + stream.read()
+
+    def remove(self) -> None:
+        self.file.unlink(missing_ok=True)
+        self._mark.unlink(missing_ok=True)
+
+
+class Journal:
+    """That of this process, which alone holds it. `append` may be called by any thread."""
+
+    def __init__(self, folder: Location, uri: str, experiment: str) -> None:
+        """Raises OSError: it cannot be written."""
+        self._name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{uuid.uuid4().hex[:6]}{_SUFFIX}".replace(".", "-", 1)
+        self._temporary = tempfile.TemporaryDirectory(prefix="verydeep-") if folder.disk is None else None
+        self._copy = None if folder.disk is not None else folder / self._name
+        self._copied, self._copied_at = (0, 0), time.monotonic()
+        place = folder.disk or Path(self._temporary.name if self._temporary else "")
+        place.mkdir(parents=True, exist_ok=True)
+        file = place / self._name
+        self._stream = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
+        _lock(self._stream)
+        self._appending = threading.Lock()
+        self._torn = self._unflushed = False
+        self._write({"uri": uri, "experiment": experiment})
+        self.reader = Reader(file)
+        self.size = self.reader.done
+
+    def append(self, call: Call) -> None:
+        """Raises OSError: the disk is full, say; nothing of it is there then."""
+        with self._appending:
+            self.size += self._write(call)
+
+    def _write(self, call: Call) -> int:
+        text = b"\n" * self._torn + json.dumps(call).encode() + b"\n"
+        self._torn = True
+        written = os.write(self._stream, text)
+        if written < len(text):
+            self.size += written
+            raise OSError("the disk is full")
+        self._torn, self._unflushed = False, True
+        return written
+
+    @property
+    def empty(self) -> bool:
+        """All is delivered."""
+        return self.reader.done >= self.size
+
+    def keep(self, now: bool = False) -> None:
+        """Safe from a power cut, or from the loss of this machine. Raises OSError."""
+        if self._copy is None:
+            if self._unflushed:
+                self._unflushed = False
+                os.fdatasync(self._stream)
+        elif now or time.monotonic() - self._copied_at > _COPY_SECONDS:
+            self._copied_at, state = time.monotonic(), (self.reader.done, self.size)
+            if self.empty:
+                self._copy.delete()
+            elif state != self._copied:
+                self._copy.write(self.reader.rest())
+            self._copied = state
 
     def close(self) -> None:
-        """What is delivered is removed. Raises OSError."""
-        with self._lock:
-            if self._stream is not None:
-                self._stream.close()
-                self._stream = None
-        self.copy(now=True)
-        if self.waiting_bytes == 0:
-            self._path.with_suffix(_TAKEN).unlink(missing_ok=True)
-            self._path.unlink(missing_ok=True)
-            if self._folder.disk is None:
-                (self._folder / f"{self.name}{_LINES}").delete()
+        """Nothing of it stays if all is delivered. Raises OSError."""
+        try:
+            self.keep(now=True)
+        finally:
+            if self._temporary is not None or not self.reader.waiting():
+                self.reader.remove()
+            os.close(self._stream)
+            if self._temporary is not None:
+                self._temporary.cleanup()
 
 
-def _call(line: bytes) -> Iterator[Call]:
-    """None of a line that is damaged."""
+@contextmanager
+def left(folder: Location, but: Collection[str] = ()) -> Iterator[list[Reader]]:
+    """The journals of processes that are gone, oldest first; they are nobody else's during the block. Those that are
+    all delivered after it are deleted. `but`: names of one's own. Raises OSError."""
+    with ExitStack() as stack:
+        if folder.disk is not None:
+            files = [
+                folder.disk / name for name in sorted(folder.files()) if name.endswith(_SUFFIX) and name not in but
+            ]
+            stack.callback(_sweep, folder.disk)
+            yield [_held(stack, file) for file in files if _free(stack, file)]
+            return
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="verydeep-")))
+        readers = []
+        for name, place in sorted(folder.files().items()):
+            if name.endswith(_SUFFIX) and name not in but:
+                (scratch / name).write_bytes(place.read())
+                readers.append(Reader(scratch / name))
+                stack.callback(_store, readers[-1], place, readers[-1].done)
+        yield readers
+
+
+def _held(stack: ExitStack, file: Path) -> Reader:
+    reader = Reader(file)
+    stack.callback(lambda: None if reader.waiting() else reader.remove())
+    return reader
+
+
+def _store(reader: Reader, place: Location, before: int) -> None:
+    """What still waits, in the object's place."""
+    if not reader.waiting():
+        place.delete()
+    elif reader.done > before:
+        place.write(reader.rest())
+
+
+def _free(stack: ExitStack, file: Path) -> bool:
+    """Whether no process holds it; it is held until the stack is unwound."""
     try:
-        content = json.loads(line)
+        opened = os.open(file, os.O_RDWR)
+    except FileNotFoundError:  # delivered meanwhile
+        return False
+    stack.callback(os.close, opened)
+    return _lock(opened) and os.fstat(opened).st_nlink > 0
+
+
+def _lock(opened: int) -> bool:
+    """The system gives it back when the process ends, however it ends."""
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: the job's lease has to do
+        pass
+    return True
+
+
+def _sweep(folder: Path) -> None:
+    """Marks without a journal, and the folder if nothing is in it."""
+    for mark in folder.glob(f"*{_MARK}"):
+        if not mark.with_suffix(_SUFFIX).exists():
+            mark.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _parsed(text: bytes) -> Call | None:
+    try:
+        call = json.loads(text)
     except ValueError:
-        return
-    if isinstance(content, dict):
-        yield content
-
-
-def left(folder: Location) -> list[Journal]:
-    """What earlier attempts have not delivered, the oldest first. Raises OSError."""
-    names = sorted(name.removesuffix(_LINES) for name in folder.files() if name.endswith(_LINES))
-    return [_left(folder, name) for name in names]
-
-
-def _left(folder: Location, name: str) -> Journal:
-    place = folder.disk
-    if place is None:
-        path = Path(tempfile.mkdtemp(prefix="verydeep-"), f"{name}{_LINES}")
-        path.write_bytes(bytes((folder / f"{name}{_LINES}").read()))
-        return Journal(folder, name, path, 0)
-    path = place / f"{name}{_LINES}"
-    try:
-        taken = int(path.with_suffix(_TAKEN).read_text())
-    except (OSError, ValueError):
-        taken = 0
-    return Journal(folder, name, path, taken if taken <= path.stat().st_size else 0)
+        return None
+    return call if isinstance(call, dict) else None

@@ -17,6 +17,7 @@ from jobs import (
     run_cli,
     status_cli,
     stop_cli,
+    sync_cli,
 )
 from jobs.source import open_source, scale_range
 from pipelines import imagenet, parquet, sources
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         (predict_cli, "predict", "classify images"),
         (export_cli, "export", "write a net for other programs"),
         (features_cli, "features", "write what a net makes of images, for other classifiers"),
+        (sync_cli, "sync", "tell MLflow what it was not there to be told"),
         (bench_cli, "bench", "measure parts beside what one would otherwise take"),
     ):
         module.add_arguments(verbs.add_parser(verb, help=meaning))

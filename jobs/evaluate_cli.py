@@ -90,8 +90,9 @@ def evaluate(options: argparse.Namespace) -> None:
 def _tracked(options: argparse.Namespace, name: str, root: Location) -> Iterator[tuple["Tracker", str]]:
     """A run of its own in MLflow."""
     from cluster.track import Tracker, default_uri
+    from jobs.store import SPOOL
 
-    tracker = Tracker(default_uri(_root(options.storage)), "evaluations", root)
+    tracker = Tracker(default_uri(_root(options.storage)), "evaluations", root / SPOOL)
     try:
         run = tracker.open_run(name, None, {}, None)
         told = ("checkpoints", "data", "mode", "scales", "mirror")

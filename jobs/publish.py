@@ -3,7 +3,9 @@
 import json
 import re
 from collections.abc import Sequence
+from concurrent.futures import Future
 
+from cluster.registry import ALIAS
 from cluster.track import Tracker
 from jobs import results, tables
 from jobs.checkpoints import Model
@@ -33,8 +35,10 @@ def publish(found: Sequence[Result], folder: Location, tracker: Tracker, run: st
         tracker.metrics(run, {f"{name}.{key}": value for key, value in errors(result, several).items()}, 0)
 
 
-def register(job: str, model: Model, tested: Result | None, tracker: Tracker, run: str, aliases: Sequence[str]) -> None:
-    """In MLflow's model registry, under the job's name: a net, and how to use it, under these names.
+def register(
+    job: str, model: Model, tested: Result | None, tracker: Tracker, run: str, aliases: Sequence[str] = (ALIAS,)
+) -> "Future[str]":
+    """Into MLflow's model registry, under the job's name: a net, and how to use it. Its version comes when it is there.
 
     `tested`: the test that it was the best in.
     """
@@ -43,7 +47,7 @@ def register(job: str, model: Model, tested: Result | None, tracker: Tracker, ru
     if tested is not None:
         told = errors(tested, with_mode=False)
         tags |= {"test": f"{tested.test}, {tested.mode}", **{k: f"{told[k]:.6g}" for k in ("top1_error", "top5_error")}}
-    tracker.register(run, job, model.file, tags, aliases)
+    return tracker.register(run, job, model.file, tags, aliases)
 
 
 def errors(result: Result, with_mode: bool) -> dict[str, float]:

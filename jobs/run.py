@@ -2,6 +2,7 @@
 
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -28,12 +29,13 @@ from jobs.selection import Choice
 from jobs.site import Site, open_run
 from jobs.stages import Stages
 from jobs.status import published
-from jobs.store import write_text
+from jobs.store import SPOOL, write_text
 from jobs.trials import Trials
 from jobs.watch import Watch
 from pipelines.errors import TrainingError, VerydeepError, first_line
 
 _POLL_SECONDS = 1.0  # between looks for room
+_REGISTERING_SECONDS = 300.0  # that the end waits, to be able to say the version
 
 
 def run(checked: Checked, choice: Choice | None = None) -> list[Result]:
@@ -105,7 +107,7 @@ class _Run:
     def _tracked(self, uri: str) -> Iterator[tuple[Tracker, str]]:
         """The job's MLflow run, which an earlier attempt may have begun; closed as what the block ends as."""
         job, root = self._checked.job, self._checked.store.root
-        tracker = Tracker(uri, job.name, root)
+        tracker = Tracker(uri, job.name, root / SPOOL, lambda line: self._watch.say(f"warning: {line}"))
         try:
             parent = open_run(tracker, root / "job.json", job.name, None, {"job": job.name})
             write_text(root / "job.yaml", schema.resolved(job))
@@ -199,15 +201,23 @@ class _Run:
         """The chain's best net, by its tests, or without any by validation; and those that no other starts from."""
         job, tested = self._checked.job, results.best(found, stages.finished)
         best = tested.model if tested else max(stages.finished, key=lambda name: stages.finished[name].accuracy)
+        answers: dict[str, Future[str]] = {}
         leaves = graph.leaves({name: [stage.init.source or ""] for name, stage in job.stages.items()})
         for name in dict.fromkeys([best, *(leaf for leaf in leaves if leaf in stages.finished)]):
             own = results.best(found, [name])
             aliases = [name, registry.ALIAS] if name == best else [name]
             run = stages.runs.get(name) or site.parent
-            publish.register(job.name, stages.model(name), own, site.tracker, run, aliases)
-        self._watch.say(f"The best net, of stage {best}, goes to MLflow as models:/{job.name}@{registry.ALIAS}")
-        if site.tracker.settle() and (number := site.tracker.version(job.name, stages.model(best).file)):
-            self._watch.say(f"It is version {number} there")
+            answers[name] = publish.register(job.name, stages.model(name), own, site.tracker, run, aliases)
+        site.tracker.settle(_REGISTERING_SECONDS, patient=False)
+        self._watch.say(f"The best net, of stage {best}, {_registered(job.name, answers[best])}")
+
+
+def _registered(name: str, answer: "Future[str]") -> str:
+    if not answer.done():
+        return "is registered later: MLflow does not answer"
+    if (error := answer.exception()) is not None:
+        return f"is not in MLflow's registry: {error}"
+    return f"is models:/{name}@{registry.ALIAS} in MLflow, version {answer.result()}"
 
 
 def _ui(uri: str) -> str:

@@ -1,8 +1,7 @@
 """What all parts of a run share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from cluster.interrupt import Stop
 from cluster.track import Tracker
@@ -26,20 +25,9 @@ class Site:
     lease: Lease
 
 
-def open_run(
-    tracker: Tracker,
-    note: Location,
-    name: str,
-    parent: str | None,
-    tags: Mapping[str, str],
-    inputs: Sequence[Mapping[str, Any]] = (),
-) -> str:
-    """A run in MLflow that is noted in the file `note`, so that a later attempt goes on in it; `inputs`: data sets."""
-    known = read_json(note) or {}
-    before = known.get("run")
-    restarts = known.get("restarts", 0) + 1 if isinstance(before, str) else 0
-    run = tracker.open_run(
-        name, parent, {**tags, "restarts": str(restarts)}, before if isinstance(before, str) else None, inputs
-    )
-    write_json(note, {"run": run, "restarts": restarts})
+def open_run(tracker: Tracker, note: Location, name: str, parent: str | None, tags: Mapping[str, str]) -> str:
+    """A run whose id is kept in the file `note`, so that a later attempt goes on in it."""
+    known = (read_json(note) or {}).get("run")
+    run = tracker.open_run(name, parent, tags, known if isinstance(known, str) else None)
+    write_json(note, {"run": run})
     return run

@@ -8,6 +8,7 @@ runs/<job>/<stage>-<key>/            one stage: first key.json (what its key is 
 runs/<job>/results.json              the tests; as tables, too: results.csv, results.md
 runs/<job>/tests/                    the posteriors of their nets
 runs/<job>/report.html               all of it as a page
+runs/<job>/spool/                    what MLflow has not been told yet
 runs/<job>/lease.json, stop.json     who runs it, and the wish that he stops (see `lease`)
 stages/<key>.json                    in which jobs' folders the stage with this key is done, for other jobs
 
@@ -31,7 +32,7 @@ from pipelines.errors import CheckpointError, ClusterError, DataError, first_lin
 from pipelines.location import Location
 
 JOB, STAGES, DONE, KEY = "job.yaml", "stages.json", "done.json", "key.json"
-RESULTS, TESTS, REPORT = "results.json", "tests", "report.html"
+RESULTS, TESTS, REPORT, SPOOL = "results.json", "tests", "report.html", "spool"
 INDEX = "stages"  # beside runs/
 
 _MOST_COPIES = 8  # folders of one stage that the index names, the newest first

@@ -24,7 +24,7 @@ HOMES = {
             "storage",
         )
     },
-    "mlflow": {"cluster/delivery.py", "cluster/mlflow_api.py", "cluster/registry.py", "cluster/track.py"},
+    "mlflow": {"cluster/deliver.py", "cluster/registry.py"},
     "onnx": {"cluster/onnx_file.py"},
     "onnxruntime": {"cluster/onnx_file.py", "pipelines/classifier.py"},
     "psutil": {"cluster/system.py"},

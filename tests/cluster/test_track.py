@@ -1,136 +1,138 @@
-"""Against real MLflow stores: a SQLite file, and a server that is not there."""
+"""Against real MLflow stores in SQLite files, and servers that are not there."""
 
+import json
 import socket
-import warnings
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
-from cluster import spool
-from cluster.delivery import ID, Delivery
-from cluster.spool import Journal
 from cluster.track import Tracker, default_uri
 from pipelines.errors import ClusterError
 from pipelines.location import Location
 
 
-def test_runs_are_nested_and_everything_arrives_though_a_call_fails(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    tracker = Tracker(uri, "job", Location.of(tmp_path))
-    data = {"name": "digits", "digest": "f" * 64, "kind": "local", "source": "/d", "context": "training"}
-    parent = tracker.open_run("job", None, {"job": "job"}, None, [{**data, "rows": 300, "classes": 10}])
+def found(uri: str, ours: str) -> Run:
+    """The one run with an id of ours."""
+    client = MlflowClient(uri)
+    (run,) = client.search_runs(
+        [each.experiment_id for each in client.search_experiments()], f"tags.`verydeep.run` = '{ours}'"
+    )
+    return run
+
+
+def no_server() -> str:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{s.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('track') / 'mlflow.db'}"
+
+
+def test_runs_are_nested_and_everything_arrives_though_calls_are_refused(uri: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    spool = Location.of(tmp_path / "spool")
+    tracker = Tracker(uri, "job", spool, said.append)
+    parent = tracker.open_run("job", None, {"job": "job"}, None)
     child = tracker.open_run("a", parent, {"stage": "a"}, None)
-    tracker.parameters(child, {"net": "A", "init": {"from": None, "std": 0.01}})
+    tracker.parameters(child, {"net": "A", "init": {"from": None, "std": 0.01}, "long": "x" * 9000})
+    tracker.parameters(child, {"net": "B", "width": 1.0})
     for step in range(1, 21):
-        tracker.metrics(child, {"loss": 1 / step}, step)
+        tracker.metrics(child, {"loss": 1 / step, **({"not a name: ?": 1.0} if step == 7 else {})}, step)
     (tmp_path / "net.pt").write_bytes(b"weights")
     tracker.artifact(child, Location.of(tmp_path / "none.pt"))
     tracker.artifact(child, Location.of(tmp_path / "net.pt"), "checkpoints")
-    tracker.parameters(child, {"net": "E", "batch": 16})  # the one that has changed is refused, the other isn't
+    tracker.text(child, "<svg/>", "plots/loss.svg")
+    for values in ([1, 2], [3, 4]):
+        tracker.table(parent, {"net": ["A", "B"], "error": values}, "chain.json")
+    tracker.table(parent, {"q": [256]}, "results.json")
+    tracker.dataset(child, "digits/train", "0" * 64, Location.of(tmp_path), "training", "{}", '{"num_rows": 3}')
+    tracker.dataset(child, "digits/train", "0" * 64, Location.of(tmp_path), "training", "{}", '{"num_rows": 3}')
     tracker.end_run(child, "FINISHED")
-    with pytest.warns(UserWarning, match=r"does not take a call: artifact: .*none\.pt"):
-        tracker.close()
-    client, delivery = MlflowClient(uri), Delivery(uri, lambda _: None)
-    run = client.get_run(delivery.run_of(child))
-    assert run.data.tags["mlflow.parentRunId"] == delivery.run_of(parent)
-    assert run.info.status == "FINISHED"
-    assert run.data.params == {"net": "A", "init.from": "None", "init.std": "0.01", "batch": "16"}
+    assert tracker.settle(60)
+    tracker.close()
+    refused = [line for line in said if "refuses" in line]
+    assert len(refused) == 3
+    for what in ("parameters net", "metrics not a name", "artifact none.pt"):
+        assert [what in line for line in refused].count(True) == 1, refused
+    assert said[-1].startswith("MLflow refused 3 of the calls")
+
+    run, client = found(uri, child), MlflowClient(uri)
+    assert run.data.tags["mlflow.parentRunId"] == found(uri, parent).info.run_id
+    assert (run.info.run_name, run.info.status, run.data.tags["restarts"]) == ("a", "FINISHED", "0")
+    assert run.data.params == {"net": "A", "init.from": "None", "init.std": "0.01", "long": "x" * 6000, "width": "1.0"}
     history = client.get_metric_history(run.info.run_id, "loss")
     assert [(m.step, m.value) for m in history] == [(s, 1 / s) for s in range(1, 21)]
     assert [a.path for a in client.list_artifacts(run.info.run_id, "checkpoints")] == ["checkpoints/net.pt"]
-    (shown,) = client.get_run(delivery.run_of(parent)).inputs.dataset_inputs
-    assert (shown.dataset.name, shown.dataset.digest, shown.tags[0].value) == ("digits", "f" * 36, "training")
-    assert not list((tmp_path / "spool").iterdir()), "all is delivered"
-
-    again = Tracker(uri, "job", Location.of(tmp_path))
-    assert again.open_run("a", parent, {"restarts": "1"}, known=child) == child
-    again.close()
-    assert Delivery(uri, lambda _: None).run_of(child) == run.info.run_id
-    assert client.get_run(run.info.run_id).info.status == "RUNNING"
-    assert client.get_run(run.info.run_id).data.tags["restarts"] == "1"
-    assert len(client.search_runs([run.info.experiment_id])) == 2
+    assert [a.path for a in client.list_artifacts(run.info.run_id, "plots")] == ["plots/loss.svg"]
+    ((dataset, tags),) = [(i.dataset, {t.key: t.value for t in i.tags}) for i in run.inputs.dataset_inputs]
+    assert (dataset.name, dataset.digest, tags) == ("digits/train", "0" * 36, {"mlflow.data.context": "training"})
+    tables = json.loads(found(uri, parent).data.tags["mlflow.loggedArtifacts"])
+    assert [table["path"] for table in tables] == ["chain.json", "results.json"]
+    shown = client.download_artifacts(found(uri, parent).info.run_id, "chain.json", str(tmp_path))
+    assert json.loads(Path(shown).read_text()) == {"columns": ["net", "error"], "data": [["A", 3], ["B", 4]]}
+    assert not (tmp_path / "spool").exists() or not list((tmp_path / "spool").iterdir())
 
 
-def test_a_run_that_was_deleted_is_made_anew_and_one_of_an_earlier_version_is_found(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    client = MlflowClient(uri)
-    old = client.create_run(client.create_experiment("job")).info.run_id
-    tracker = Tracker(uri, "job", Location.of(tmp_path))
-    assert tracker.open_run("a", None, {}, known=old) == old
-    tracker.metrics(old, {"loss": 1.0}, 1)
-    tracker.close()
-    assert client.get_metric_history(old, "loss")[0].value == 1.0
-    tracker = Tracker(uri, "job", Location.of(tmp_path))
-    run = tracker.open_run("b", None, {}, None)
-    tracker.close()
-    first = Delivery(uri, lambda _: None).run_of(run)
-    client.delete_run(first)
-    tracker = Tracker(uri, "job", Location.of(tmp_path))
-    tracker.open_run("b", None, {}, known=run)
-    tracker.close()
-    second = Delivery(uri, lambda _: None).run_of(run)
-    assert second != first
-    assert client.get_run(second).data.tags[ID] == run
-
-
-def test_what_can_never_be_used_is_one_line_and_a_server_that_is_not_there_costs_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place = Location.of(tmp_path)
-    for uri in ("sqlite:////proc/none/mlflow.db", "nonsense://x"):
-        with pytest.raises(ClusterError, match="cannot be used") as caught:
-            Tracker(uri, "job", place)
-        assert "\n" not in str(caught.value)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        uri = f"http://127.0.0.1:{s.getsockname()[1]}"
-    monkeypatch.setattr("cluster.track._CLOSING_SECONDS", 0.1)
-    told: list[str] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.showwarning = lambda message, *_, **__: told.append(str(message))
-        tracker = Tracker(uri, "job", place)
-        run = tracker.open_run("a", None, {}, None)
-        for step in range(1000):
-            tracker.metrics(run, {"loss": 1.0}, step)
-        assert not tracker.settle()
+def test_a_run_goes_on_in_the_same_run_and_that_is_counted(uri: str, tmp_path: Path) -> None:
+    spool = Location.of(tmp_path / "spool")
+    run = None
+    for attempt in range(3):
+        tracker = Tracker(uri, "job", spool)
+        run = tracker.open_run("a", None, {"attempt": str(attempt)}, run)
+        tracker.metrics(run, {"loss": 1.0}, attempt)
+        tracker.end_run(run, "FAILED")
         tracker.close()
-    assert [text.partition("; ")[2] for text in told] == [
-        "they wait, and training goes on",
-        "`verydeep sync` delivers them, and so does the job's next run",
-    ]
-    assert f"1001 calls wait in {tmp_path}/spool" in told[-1]
+    assert run is not None
+    there = found(uri, run)
+    assert (there.data.tags["restarts"], there.data.tags["attempt"], there.info.status) == ("2", "2", "FAILED")
+    assert [m.step for m in MlflowClient(uri).get_metric_history(there.info.run_id, "loss")] == [0, 1, 2]
 
-    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "job", place)  # the next run, with another store
+
+def test_a_run_that_somebody_deleted_is_made_anew(uri: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    tracker = Tracker(uri, "job", Location.of(tmp_path / "spool"), said.append)
+    run = tracker.open_run("a", None, {}, None)
+    assert tracker.settle(60)
+    MlflowClient(uri).delete_run(found(uri, run).info.run_id)
+    for step in range(3):
+        tracker.metrics(run, {"loss": 1.0}, step)
+    tracker.open_run("a", None, {}, run)
+    tracker.metrics(run, {"loss": 2.0}, 3)
     tracker.close()
-    client, found = MlflowClient(tracker.uri), Delivery(tracker.uri, lambda _: None).run_of(run)
-    assert [m.step for m in client.get_metric_history(found, "loss")] == list(range(1000))
-    assert not list((tmp_path / "spool").iterdir())
+    assert [line for line in said if "the run was deleted" in line or "no such run" in line]
+    history = MlflowClient(uri).get_metric_history(found(uri, run).info.run_id, "loss")
+    assert [m.step for m in history] == [3]
 
 
-@settings(max_examples=60, deadline=None)
-@given(texts=st.lists(st.text(max_size=40), max_size=30), data=st.data())
-def test_a_journal_gives_back_every_whole_line_once_wherever_it_is_cut_off(
-    texts: list[str], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    folder = Location.of(tmp_path_factory.mktemp("spool"))
-    journal = Journal.new(folder)
-    for text in texts:
-        journal.append({"call": "text", "content": text})
-    path = Path(folder.path, f"{journal.name}.jsonl")
-    whole = path.read_bytes() if texts else b""
-    cut = data.draw(st.integers(0, len(whole)))
-    if texts:
-        path.write_bytes(whole[:cut])
-    (again,) = spool.left(folder) if texts else [journal]
-    found = again.read()
-    assert [call["content"] for call in found.calls] == texts[: whole[:cut].count(b"\n")]
-    again.take(found.end)
-    assert again.read().calls == []
-    assert [call for left in spool.left(folder) for call in left.read().calls] == []
+@pytest.mark.parametrize(
+    "wrong",
+    ["http://", "mlflow:5000", "htp://mlflow:5000", "http://mlflow:99999", "sqlite:////none/mlflow.db", "mlruns"],
+)
+def test_what_can_never_be_a_store_is_one_line_at_the_start(wrong: str, tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="cannot be used") as caught:
+        Tracker(wrong, "job", Location.of(tmp_path / "spool"))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "spool").exists()
+
+
+def test_a_server_that_is_not_there_is_a_line_and_all_is_kept(tmp_path: Path) -> None:
+    said: list[str] = []
+    tracker = Tracker(no_server(), "job", Location.of(tmp_path / "spool"), said.append)
+    run = tracker.open_run("a", None, {}, None)
+    tracker.metrics(run, {"loss": 1.0}, 1)
+    assert not tracker.settle(2)
+    tracker.close()
+    assert [("does not answer" in line, f"verydeep sync {tmp_path / 'spool'}" in line) for line in said] == [
+        (True, True),
+        (False, True),
+    ]
+    (file,) = (tmp_path / "spool").glob("*.jsonl")
+    assert [json.loads(line).get("do") for line in file.read_text().splitlines()] == [None, "open", "metrics"]
 
 
 def test_the_environment_names_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

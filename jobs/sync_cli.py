@@ -1,0 +1,55 @@
+"""`verydeep sync`: what MLflow could not be told while a job ran."""
+
+import argparse
+from collections.abc import Iterator
+
+from jobs.store import SPOOL
+from pipelines.errors import SettingsError
+from pipelines.location import Location, public
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Delivers to MLflow what it was not there to be told while jobs ran; nothing is told twice. Exit status 0: all "
+        "has been delivered; 1: something could not be, and is kept."
+    )
+    parser.add_argument("what", metavar="JOB", help="a job file, the folder of a run, or a storage with all its runs")
+    parser.add_argument("--uri", metavar="URI", help="of another MLflow than the one that was to be told")
+    parser.set_defaults(verb=_sync)
+
+
+def _sync(options: argparse.Namespace) -> int:
+    """Raises VerydeepError."""
+    place = _place(options.what)
+    from cluster import sync  # slow import
+    from cluster.track import check_uri
+
+    if options.uri is not None:
+        check_uri(options.uri)
+    synced = [sync.deliver(spool, options.uri, print) for spool in _spools(place)]
+    calls, runs, kept = (sum(numbers) for numbers in zip(*((s.calls, s.runs, s.kept) for s in synced), strict=True))
+    if not calls and not kept:
+        print(f"{public(str(place))}: MLflow has been told everything")
+        return 0
+    left = f"; {kept} are kept" if kept else ""
+    print(f"{calls} call{'s' * (calls != 1)} delivered, of {runs} run{'s' * (runs != 1)}{left}")
+    return 1 if kept else 0
+
+
+def _place(what: str) -> Location:
+    if what.endswith((".yaml", ".yml")):
+        from jobs import stored
+
+        return stored.store_of(what).root
+    place = Location.of(what)
+    if not place.exists():
+        raise SettingsError(f"{what}: there is no such folder")
+    return place
+
+
+def _spools(place: Location) -> Iterator[Location]:
+    """The folder itself, and wherever below it spools of jobs and of tests are."""
+    yield place if place.name == SPOOL else place / SPOOL
+    for kind in ("runs", "evaluations"):
+        for name in (place / kind).folders():
+            yield place / kind / name / SPOOL

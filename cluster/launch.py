@@ -107,10 +107,10 @@ def train_stage(stage: Stage, on: Shape, settings: ClusterSettings, listen: List
     """
     course, shared = Course(on, settings, time.monotonic()), Shared()
     manifests = [(Location.of(data) / MANIFEST).absolute for data in (stage.training_data, stage.validation_data)]
-    rest()
     with mailbox() as box:
         while True:
             stop.heed()
+            rest()
             shared.check(stage.folder, manifests)
             with Fit(stage, on, settings, box) as fit:
                 ended = _accompany(fit, course, box, stop, listen)
@@ -134,6 +134,8 @@ def _accompany(fit: Fit, course: Course, box: Mailbox, stop: Stop, listen: Liste
             listen({"kind": "lost"})
         at_work = course.workers
         if time.monotonic() - looked > _NODES_POLL_SECONDS:
+            if not course.workers:
+                rest()  # it may wait for their places
             room, leaving = place.room(fit.on) if course.short else 0, place.leaving()
             looked = time.monotonic()
         decision = course.decide(time.monotonic(), room, stop, leaving)

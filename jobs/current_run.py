@@ -7,12 +7,10 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any
 
-from jobs import outline, status, stored
-from jobs.board import Board, Snapshot
+from jobs import status
+from jobs.board import Snapshot
 from jobs.line import Phase
 from jobs.status import STATUS, Status
-from jobs.store import Store
-from jobs.stored import Stored, StoredStage
 from pipelines.errors import ClusterError, DataError
 from pipelines.location import Location
 
@@ -72,7 +70,9 @@ def look(root: Location, patience_seconds: float) -> Found:
     not when nothing changes for so long. Raises DataError or ClusterError."""
     first = status.read(root)
     if first is None:
-        return Found(Standing.UNKNOWN, _stored(root))
+        from jobs import stored_board  # slow import
+
+        return Found(Standing.UNKNOWN, stored_board.read(root)[0])
     if first.ended is not None:
         return _newest(root, Found(Standing(first.ended.how), first.board, first))
     after = _next(root, first, patience_seconds)
@@ -104,37 +104,12 @@ def _next(root: Location, first: Status, patience_seconds: float) -> Status | No
 def _newest(root: Location, found: Found) -> Found:
     """What was found, or what is stored if that is newer: of a run that writes no status, such as one of an earlier
     version of the program. Both times are those of the storage."""
+    from jobs import stored_board  # slow import
+
     try:
-        job = stored.read(Store(root))
+        board, changed = stored_board.read(root)
         written = (root / STATUS).changed()
     except (ClusterError, DataError, OSError):  # the status alone tells enough
         return found
-    newer = job.changed is not None and written is not None and job.changed > written + _MARGIN
-    return Found(Standing.UNKNOWN, _board(job)) if newer else found
-
-
-def _stored(root: Location) -> Snapshot:
-    return _board(stored.read(Store(root)))
-
-
-def _board(job: Stored) -> Snapshot:
-    now = time.time()
-    board = Board(job.job.name, outline.lines(job.job), since=now)
-    for stage in job.stages:
-        board.recall(stage.name, stage.epochs, stage.settings.epochs)
-        board.set(stage.name, _phase(stage), stage.problem or "", now)
-    unfinished = {stage.name for stage in job.unfinished}
-    tests = job.job.evaluations
-    for model in {model for test in tests.values() for model in test.models} - unfinished:
-        missing = [tests[name] for name in job.untested if model in tests[name].models]
-        if not any(unfinished.isdisjoint(test.models) for test in missing):  # what is missing waits for other nets
-            board.set(outline.test_of(model), Phase.DONE, now=now)
-    return board.snapshot(now)
-
-
-def _phase(stage: StoredStage) -> Phase:
-    if stage.problem is not None:
-        return Phase.FAILED
-    if stage.finished:
-        return Phase.DONE
-    return Phase.STOPPED if stage.epochs else Phase.WAITING
+    newer = changed is not None and written is not None and changed > written + _MARGIN
+    return Found(Standing.UNKNOWN, board) if newer else found

@@ -258,7 +258,13 @@ def test_in_a_terminal_following_is_a_live_view_that_ends_with_how_the_job_ended
             elsewhere.end()
 
     ended: list[bool] = []
-    program = f"import sys; from jobs.cli import main; sys.exit(main(['status', '--follow', {str(tmp_path)!r}]))"
+    program = f"""
+import sys
+from jobs import follow
+from pipelines.location import Location
+
+sys.exit(follow.follow(Location.of({str(tmp_path)!r}), 30, as_json=False))
+"""
     screen, code = run_in_terminal(program, 100, 24, act)
     shown = [line.rstrip() for line in screen.lines if line.strip()]
     assert code == 0

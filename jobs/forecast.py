@@ -147,8 +147,6 @@ def _workers(checked: Checked, given: Given) -> int:
     for name, stage in checked.job.stages.items():
         if (refusal := stage.refusal(workers)) is not None:
             raise SettingsError(f"--workers {workers}: stage {name}: {refusal}")
-    if given.of is not None:
-        selection.check_names(checked.job, Choice(only=(given.of,)))
     return workers
 
 

@@ -18,6 +18,7 @@ from jobs.store import TESTS
 from jobs.timetable import at_once, timetable, whole
 from pipelines.errors import SettingsError
 
+_GAIN = 0.01  # of the time: what is not worth as many workers more
 _NOTHING = (Action.REUSE, Action.SKIP)  # is left to be done
 
 
@@ -57,6 +58,11 @@ class Part:
         return None if self.pace is None else self.work.flops / self.pace.flops_per_second / 3600
 
     @property
+    def measured(self) -> bool:
+        """Whether its pace is that of its own kind of work, and not of another one."""
+        return self.pace is not None and self.pace.of_tests == self.is_test
+
+    @property
     def is_test(self) -> bool:
         return self.files is None
 
@@ -90,11 +96,13 @@ class Forecast:
 
     def walls(self) -> dict[int, float]:
         """The hours from the first part's beginning to the last one's end, by the number of those that work side by
-        side at most: as many as there is any gain, or as the job allows."""
+        side at most: as many as it is worth while to have room for, or as the job allows."""
         needs = {part.name: part.needs for part in self.parts}
         lengths = {part.name: part.hours or 0.0 for part in self.parts}
         most = max(1, at_once(timetable(needs, lengths, self.places, self.costs)))
-        return {n: whole(timetable(needs, lengths, n, self.costs)) for n in range(1, most + 1)}
+        found = {n: whole(timetable(needs, lengths, n, self.costs)) for n in range(1, most + 1)}
+        enough = next(n for n in found if found[n] <= (1 + _GAIN) * min(found.values()))
+        return {n: found[n] for n in range(1, enough + 1)}
 
 
 class Net(Protocol):
@@ -139,8 +147,6 @@ def _workers(checked: Checked, given: Given) -> int:
     for name, stage in checked.job.stages.items():
         if (refusal := stage.refusal(workers)) is not None:
             raise SettingsError(f"--workers {workers}: stage {name}: {refusal}")
-    if given.of is not None:
-        selection.check_names(checked.job, Choice(only=(given.of,)))
     return workers
 
 
@@ -217,12 +223,15 @@ def _paced(
 ) -> list[Part]:
     """With their paces, and the checkpoints that are written at these."""
     job, classes = checked.job, len(checked.training.manifest.classes)
-    paces = _paces(checked, given, workers)
+    paces, of_tests = _paces(checked, given, workers), None
+    if given.images_per_second is None:
+        of_tests = rates.pace_of_tests(rates.known_tests(checked.store.root.parent), workers, _gpus(checked))
     largest = max(job.stages, key=lambda name: _flops(job.stages[name], classes))
     found = []
     for part in parts:
         subject = part.needs[0] if part.is_test and part.needs else part.name
-        paced = replace(part, pace=paces[subject if subject in paces else largest])
+        pace = paces[subject if subject in paces else largest]
+        paced = replace(part, pace=of_tests or pace if part.is_test else pace)
         if not part.is_test and part.action not in _NOTHING:
             s, state = job.stages[part.name], states[part.name]
             written = estimate.files(s, state, classes, job.checkpoints, paced.hours)
@@ -239,10 +248,14 @@ def _paces(checked: Checked, given: Given, workers: int) -> dict[str, Pace | Non
         flops = given.images_per_second * _flops(job.stages[of], classes)
         told = f"{given.images_per_second:,g} images/s for {of}, as given; others by their operations"
         return dict.fromkeys(job.stages, Pace(flops, told))
-    contents = {folder.key: folder.content or {} for folder in checked.folders.values()}
-    measured = rates.known(job.root / "runs", checked.training.manifest.fingerprint, classes, contents)
-    gpus = None if job.cluster.gpus_per_worker == "auto" else job.cluster.gpus_per_worker
+    measured, gpus = rates.known(checked.store.root.parent), _gpus(checked)
     return {name: rates.pace(measured, s, classes, workers, gpus) for name, s in job.stages.items()}
+
+
+def _gpus(checked: Checked) -> int | None:
+    """Of a worker, if the job says so."""
+    gpus = checked.job.cluster.gpus_per_worker
+    return None if gpus == "auto" else gpus
 
 
 def _flops(s: StageSettings, classes: int) -> int:

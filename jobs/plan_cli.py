@@ -1,9 +1,11 @@
 """`verydeep plan`: what a run would do, why, and what it costs."""
 
 import argparse
+import difflib
 import json
 
 from jobs import resolved, schema, selection
+from jobs.schema import Job
 from jobs.selection import Choice
 from pipelines.errors import SettingsError
 
@@ -33,6 +35,7 @@ def _plan(options: argparse.Namespace) -> None:
     _check(options)
     written, choice = schema.read(options.job, options.changes), Choice.of(options)
     selection.check_names(written.job, choice)
+    _check_stage(written.job, options.of)
     if options.resolved:
         print("\n".join(resolved.lines(written)))
         return
@@ -54,3 +57,11 @@ def _check(options: argparse.Namespace) -> None:
         raise SettingsError(f"--images-per-second {rate:g}: expected a number above 0")
     if options.of is not None and rate is None:
         raise SettingsError(f"--of {options.of}: does not go without --images-per-second")
+
+
+def _check_stage(job: Job, name: str | None) -> None:
+    """Raises SettingsError."""
+    if name is not None and name not in job.stages:
+        near = difflib.get_close_matches(name, job.stages, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(job.stages)}"
+        raise SettingsError(f"--of {name}: there is no such stage; {hint}")

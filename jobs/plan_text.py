@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from textwrap import fill
 from typing import Any
 
 from cluster import schedule
 from cluster.settings import StageSettings
 from jobs.forecast import Forecast, Part
-from jobs.results import scale_text
 from jobs.units import hours, scaled
 
-_HEAD = ("", "net", "S or Q", "epochs", "steps", "images", "work", "read", "sent", "saved", "time")
+_HEAD = ("", "net", "S or Q", "epochs", "steps", "images", "FLOPs", "read", "sent", "saved", "time")
 _WORDS = 3  # columns, which are set to the left
 
 
@@ -26,12 +26,24 @@ def text(forecast: Forecast, stages: Mapping[str, StageSettings]) -> str:
         line for part, row in zip(f.parts, lines, strict=True) for line in (row, *_words(part, stages.get(part.name)))
     ]
     rule = "-" * max(map(len, (head, *lines, last)))
-    return "\n".join([title, "", head, rule, *body, rule, last, "", *_notes(f)])
+    return "\n".join(
+        [
+            title,
+            "",
+            head,
+            rule,
+            *body,
+            rule,
+            last,
+            "",
+            *(fill(note, 100, subsequent_indent="    ") for note in _notes(f)),
+        ]
+    )
 
 
 def _cells(part: Part) -> tuple[str, ...]:
     work, files = part.work, part.files
-    scale = " ".join(map(str, part.scale)) if part.is_test else scale_text(part.scale)  # type: ignore[arg-type]
+    scale = " ".join(map(str, part.scale)) if part.is_test else "-".join(map(str, dict.fromkeys(part.scale)))
     if not work.flops:
         return (part.name, part.net, scale, *("-" for _ in _HEAD[_WORDS:]))
     saved = scaled(files.bytes * files.written, "B") if files else "-"
@@ -42,7 +54,7 @@ def _cells(part: Part) -> tuple[str, ...]:
 def _work(part: Part) -> tuple[str, ...]:
     work = part.work
     steps, sent = (scaled(work.steps), scaled(work.sent_bytes, "B")) if work.steps else ("-", "-")
-    return steps, scaled(work.images + work.looked_at), scaled(work.flops, "FLOP"), scaled(work.read_bytes, "B"), sent
+    return steps, scaled(work.images + work.looked_at), scaled(work.flops), scaled(work.read_bytes, "B"), sent
 
 
 def _sum(f: Forecast) -> tuple[str, ...]:
@@ -51,7 +63,7 @@ def _sum(f: Forecast) -> tuple[str, ...]:
     epochs = sum(part.epochs for part in f.parts)
     return (
         "in all", "", "", str(epochs), scaled(work.steps), scaled(work.images + work.looked_at),
-        scaled(work.flops, "FLOP"), scaled(work.read_bytes, "B"), scaled(work.sent_bytes, "B"), scaled(saved, "B"),
+        scaled(work.flops), scaled(work.read_bytes, "B"), scaled(work.sent_bytes, "B"), scaled(saved, "B"),
         _hours(f.hours),
     )  # fmt: skip
 
@@ -75,33 +87,30 @@ def _notes(f: Forecast) -> Iterator[str]:
     if f.sum.sent_bytes:
         whole = scaled(f.sum.sent_bytes * f.workers, "B")
         yield f"sent: gradients, by each of the {f.workers} workers to others; {whole} by all of them."
-    if any(part.files and part.files.written for part in f.parts):
-        yield f"saved: checkpoints; of these, {_kept(f)} stay on the storage."
+    if kept := [part.files for part in f.parts if part.files and part.files.written]:
+        number, size = sum(each.kept for each in kept), sum(each.bytes * each.kept for each in kept)
+        yield f"saved: checkpoints; {number} of them, {scaled(size, 'B')}, stay on the storage."
     yield from _time(f)
-
-
-def _kept(f: Forecast) -> str:
-    files = [part.files for part in f.parts if part.files]
-    return f"{sum(each.kept for each in files)}, {scaled(sum(each.bytes * each.kept for each in files), 'B')},"
 
 
 def _time(f: Forecast) -> Iterator[str]:
     todo = [part for part in f.parts if part.work.flops]
     if any(part.pace is None for part in todo):
         yield (
-            "time: not known, since this storage has measured none: give --images-per-second, or run a stage "
-            "(or look at what `verydeep bench step` says)."
+            "time: unknown, since nothing was measured in this storage yet. Give --images-per-second, which `verydeep "
+            "bench step` measures, or run a stage."
         )
         return
-    for source in dict.fromkeys(part.pace.source for part in todo if part.pace):
-        names = ", ".join(part.name for part in todo if part.pace and part.pace.source == source)
-        yield f"time: {source} ({names})" if len({p.pace for p in todo}) > 1 else f"time: at {source}."
+    sources = {part.pace.source: part.pace for part in todo if part.pace}
+    for source, pace in sources.items():
+        whose = ", ".join(part.name for part in todo if part.pace == pace)
+        yield f"time: {source} ({whose})." if len(sources) > 1 else f"time: {source}."
+    if any(part.is_test and not part.measured for part in todo):
+        yield "time of tests: at the pace of training; in float32, so that GPUs that train in bf16 take longer."
     walls = f.walls()
-    if len(walls) > 1:
-        others = "; ".join(
-            f"{n} side by side, with room for {n * f.workers} workers, {_hours(walls[n])}" for n in list(walls)[1:]
-        )
-        yield f"time: one after the other {_hours(walls[1])}; {others}."
+    for n in list(walls)[1:]:
+        alone, room = _hours(walls[1]), n * f.workers
+        yield f"time: {alone} one after the other, {_hours(walls[n])} {n} side by side, with room for {room} workers."
 
 
 def _hours(number: float | None) -> str:

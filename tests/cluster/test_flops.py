@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from cluster import layers
 from cluster.flops import dense_flops, forward_flops, training_flops
 from cluster.peak import named_peak_flops, peak_flops, peak_memory_bytes
 from cluster.table import CONFIGURATIONS
@@ -38,6 +39,19 @@ def test_any_net_takes_as_many_operations_as_torch_counts(net: str, classes: int
         loss.backward()  # type: ignore[no-untyped-call]
     assert 2 * forward_flops(net, classes, size, width) == forward
     assert 2 * training_flops(net, classes, size, width) == counter.get_total_flops()
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.sampled_from(sorted(CONFIGURATIONS)), st.data())
+def test_frozen_layers_save_the_operations_that_torch_saves(net: str, data: st.DataObject) -> None:
+    names = layers.of(net)
+    frozen = data.draw(st.sets(st.sampled_from(names), max_size=len(names) - 1))
+    model = VGG(net, 5, 32, 0.05)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(layers.layer_of(name) not in frozen)
+    with FlopCounterMode(display=False) as counter:
+        F.cross_entropy(model(torch.zeros(2, 3, 32, 32)), torch.zeros(2, dtype=torch.int64)).backward()  # type: ignore[no-untyped-call]
+    assert 2 * training_flops(net, 5, 32, 0.05, frozen) == counter.get_total_flops()
 
 
 @settings(max_examples=12, deadline=None)

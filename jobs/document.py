@@ -15,7 +15,7 @@ import yaml
 from pipelines.errors import SettingsError
 
 Path = tuple[str | int, ...]  # of keys and numbers of list items, from the file's root
-_MOST_NODES = 100_000  # aliases of aliases can stand for more values than there are atoms
+_MOST_NODES = 20_000  # aliases of aliases can stand for more values than there are atoms
 
 
 @dataclass(frozen=True)

@@ -130,8 +130,8 @@ def test_a_wrong_sweep_is_told_of_at_its_item(old: str, new: str, expected: list
 
 
 def test_a_long_chain_is_no_matter() -> None:
-    stages = "\n".join(f"  s{i}: {{init: {{from: s{i + 1}}}}}" for i in range(3000))
-    job = parse(text=f"name: t\ndata: digits\ntrain: {{scale: 256}}\nstages:\n{stages}\n  s3000: {{net: E}}\n")
+    stages = "\n".join(f"  s{i}: {{init: {{from: s{i + 1}}}}}" for i in range(1200))
+    job = parse(text=f"name: t\ndata: digits\ntrain: {{scale: 256}}\nstages:\n{stages}\n  s1200: {{net: E}}\n")
     assert {stage.net for stage in job.stages.values()} == {"E"}
 
 

@@ -10,41 +10,21 @@ from cluster import interrupt, launch, nets, place, schedule
 from cluster.attempt import Stage
 from cluster.place import Shape
 from cluster.settings import EvaluationSettings, StageSettings
+from cluster.submission import job_ids
 from cluster.track import Tracker, default_uri
-from jobs import publish, report, results, schema, stored, tables, testing
+from jobs import origin, publish, report, results, schema, stored, tables, testing, tracked
 from jobs.check import Checked
 from jobs.checkpoints import Model, net_file
 from jobs.plan import Action, Decision, plan
 from jobs.results import Result, scale_text
 from jobs.store import SPOOL, TESTS, Finished, StageFolder, read_json, read_text, write_json, write_text
+from jobs.stored import StoredStage
 from jobs.testing import Trial
 from jobs.watch import Watch
 from pipelines.errors import SettingsError, TrainingError
 from pipelines.location import Location
 
 _REGISTERING_SECONDS = 300.0  # that the end waits, to be able to say the version
-
-# By their names in records: what a stretch of steps and an epoch both have, and an epoch alone; as they are in MLflow.
-_POINT_METRICS = {
-    "loss": "loss",
-    "accuracy": "accuracy",
-    "accuracy5": "accuracy5",
-    "gradient_norm": "gradient_norm",
-    "learning_rate": "learning_rate",
-    "images_per_second": "images_per_second",
-    "waiting": "waiting_share",
-    "flops_per_second": "model_flops_per_second",
-    "peak_share": "share_of_peak_flops",
-    "peak_memory_bytes": "peak_memory_bytes",
-}
-_EPOCH_METRICS = {
-    **{key: f"epoch_{name}" for key, name in _POINT_METRICS.items() if key != "learning_rate"},
-    "validation_loss": "validation_loss",
-    "validation_accuracy": "validation_accuracy",
-    "validation_accuracy5": "validation_accuracy5",
-    "seconds": "epoch_seconds",
-    "unreadable": "unreadable_images",
-}
 
 
 def decisions(checked: Checked, only: str | None, fresh: bool) -> list[Decision]:
@@ -61,8 +41,8 @@ def decisions(checked: Checked, only: str | None, fresh: bool) -> list[Decision]
     return plan(checked.order, states, wanted, fresh)
 
 
-def run(checked: Checked, only: str | None = None, fresh: bool = False) -> list[Result]:
-    """Runs the job to its end and returns the results of its tests. Raises VerydeepError."""
+def run(checked: Checked, only: str | None = None, fresh: bool = False, file: str | None = None) -> list[Result]:
+    """Runs the job, out of this file, to its end and returns the results of its tests. Raises VerydeepError."""
     todo = decisions(checked, only, fresh)
     uri = default_uri(checked.job.root)
     watch = Watch()
@@ -73,8 +53,9 @@ def run(checked: Checked, only: str | None = None, fresh: bool = False) -> list[
         checked.store.create()
         checked.store.note_stages(checked.folders)
         watch.say(f"Ray: {cluster}; {shape}")
-        with interrupt.raised(), _tracked(checked, uri) as (tracker, parent):
-            chain = _Chain(checked, shape, watch, tracker, parent)
+        origins = origin.tags(file) | job_ids()
+        with interrupt.raised(), _tracked(checked, uri, origins) as (tracker, parent):
+            chain = _Chain(checked, shape, watch, tracker, parent, origins)
             for decision in todo:
                 chain.stage(decision)
             found = chain.tests() if only is None else []
@@ -93,13 +74,14 @@ def run(checked: Checked, only: str | None = None, fresh: bool = False) -> list[
 
 
 @contextmanager
-def _tracked(checked: Checked, uri: str) -> Iterator[tuple[Tracker, str]]:
+def _tracked(checked: Checked, uri: str, origins: dict[str, str]) -> Iterator[tuple[Tracker, str]]:
     """The job's MLflow run, which an earlier attempt may have begun; closed as what the block ends as."""
     job, store = checked.job, checked.store
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr, flush=True)
     tracker = Tracker(uri, job.name, store.root / SPOOL)
     try:
-        parent = _open(tracker, store.root / "job.json", job.name, None, {"job": job.name})
+        parent = _open(tracker, store.root / "job.json", job.name, None, {"job": job.name, **origins})
+        tracked.data_sets(tracker, parent, checked.training, checked.validation)
         write_text(store.root / "job.yaml", schema.resolved(job))
         tracker.artifact(parent, store.root / "job.yaml")
         with tracker.ending(parent):
@@ -119,7 +101,10 @@ def _open(tracker: Tracker, note: Location, name: str, parent: str | None, tags:
 class _Chain:
     """The stages and tests of one job on one cluster."""
 
-    def __init__(self, checked: Checked, shape: Shape, watch: Watch, tracker: Tracker, parent: str) -> None:
+    def __init__(
+        self, checked: Checked, shape: Shape, watch: Watch, tracker: Tracker, parent: str, origins: dict[str, str]
+    ) -> None:
+        self._origins = origins
         self._checked, self._shape, self._watch = checked, shape, watch
         self._tracker, self._parent = tracker, parent
         self._finished: dict[str, Finished] = {}
@@ -155,15 +140,10 @@ class _Chain:
         start = None
         if source is not None:
             start = (net_file(source) if schema.is_file(source) else self._finished[source].delivered).absolute
-        tags = {
-            "job": job.name,
-            "stage": folder.name,
-            "net": settings.net,
-            "key": folder.key,
-            "workers": str(self._shape.workers),
-        }
+        tags = self._origins | tracked.stage_tags(self._checked, folder.name, self._shape.workers)
         run = _open(self._tracker, folder.path / "run.json", folder.name, self._parent, tags)
         self._runs[folder.name] = run
+        tracked.data_sets(self._tracker, run, self._checked.training, self._checked.validation)
         self._tracker.parameters(run, settings.model_dump(by_alias=True, mode="json"))
         place = folder.path.absolute
         stage = Stage(folder.name, settings, data.train, data.val, place, start, run, job.checkpoints)
@@ -172,7 +152,8 @@ class _Chain:
         def listen(record: dict[str, Any]) -> None:
             if record["kind"] == "unreadable":
                 unreadable[record["name"]] = record["reason"]
-            self._listen(run, record)
+            self._watch.listen(record)
+            tracked.listen(self._tracker, run, record, settings, self._checked.training.rows)
 
         with self._tracker.ending(run):
             try:
@@ -184,6 +165,7 @@ class _Chain:
                 self._list_unreadable(run, folder, unreadable)
             finished = folder.finish(progress, settings.deliver)
             self._tracker.artifact(run, finished.delivered, "checkpoints")
+            tracked.stage_done(self._tracker, run, StoredStage(folder.name, settings, finished.epochs, True, None))
         return finished
 
     def _list_unreadable(self, run: str, folder: StageFolder, unreadable: dict[str, str]) -> None:
@@ -195,17 +177,6 @@ class _Chain:
                 unreadable = {**dict(tables.csv_lines(before)), **unreadable}
             write_text(path, tables.csv_text([("image", "reason"), *sorted(unreadable.items())]))
             self._tracker.artifact(run, path)
-
-    def _listen(self, run: str, record: dict[str, Any]) -> None:
-        self._watch.listen(record)
-        if record["kind"] == "point":
-            step = (record["epoch"] - 1) * record["steps"] + record["step"]
-            self._tracker.metrics(run, _named(record, _POINT_METRICS), step, record["time"])
-        elif record["kind"] == "epoch":
-            self._tracker.metrics(run, _named(record, _EPOCH_METRICS), record["epoch"], record["time"])
-        elif record["kind"] == "reading":
-            name = f"rows_read_per_row_used.worker_{record['rank']}"
-            self._tracker.metrics(run, {name: record["read_per_used"]}, record["epoch"], record["time"])
 
     def tests(self) -> list[Result]:
         """Carries out the job's tests, as far as their posteriors are not known; writes and tracks their tables."""
@@ -223,6 +194,9 @@ class _Chain:
                 values = publish.errors(result, with_mode=True)
                 run = self._runs[result.model]
                 self._tracker.metrics(run, {f"test.{result.test}.{key}": value for key, value in values.items()}, 0)
+        for name, run in self._runs.items():
+            if values := tracked.errors_of(found, name):
+                self._tracker.metrics(run, values, 0)
         return found
 
     def register(self, found: list[Result]) -> None:
@@ -241,7 +215,9 @@ class _Chain:
     def report(self) -> Location:
         """Makes it of all that is stored, and tracks it."""
         checked = self._checked
-        page = report.write(stored.read(checked.store), checked.training, checked.validation)
+        there = stored.read(checked.store)
+        page = report.write(there, checked.training, checked.validation)
+        tracked.job_done(self._tracker, self._parent, there)
         self._tracker.artifact(self._parent, page)
         return page
 
@@ -252,11 +228,6 @@ class _Chain:
     def _model(self, stage: str) -> Model:
         place = self._finished[stage].delivered
         return Model(stage, place, nets.look(place))
-
-
-def _named(record: dict[str, Any], names: dict[str, str]) -> dict[str, float]:
-    """What a record has of these, under their names in MLflow."""
-    return {metric: record[key] for key, metric in names.items() if record.get(key) is not None}
 
 
 def _ui(uri: str) -> str:

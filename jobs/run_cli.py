@@ -21,4 +21,4 @@ def run(options: argparse.Namespace) -> None:
     job = schema.load(options.job, options.changes)
     from jobs import check, run  # slow imports: a wrong job file is told of at once
 
-    run.run(check.check(job), options.only, options.fresh)
+    run.run(check.check(job), options.only, options.fresh, str(options.job))

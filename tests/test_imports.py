@@ -21,6 +21,7 @@ HOMES = {
             "failure",
             "network",
             "storage",
+            "submission",
         )
     },
     "mlflow": {"cluster/deliver.py", "cluster/registry.py"},

@@ -197,6 +197,16 @@ def left(folder: Location, but: Collection[str] = ()) -> Iterator[list[Reader]]:
         yield readers
 
 
+def running(folder: Location) -> bool:
+    """Whether a process of this machine, or of one that shares the disk and its locks, is at a journal in it. Raises
+    OSError."""
+    if folder.disk is None:
+        return False
+    with ExitStack() as stack:
+        files = [folder.disk / name for name in folder.files() if name.endswith(_SUFFIX)]
+        return any(not _free(stack, file) and file.exists() for file in files)
+
+
 def _held(stack: ExitStack, file: Path) -> Reader:
     reader = Reader(file)
     stack.callback(lambda: None if reader.waiting() else reader.remove())

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cluster.deliver import Away, Delivery, connected
-from cluster.spool import Call, Journal, Reader, left
+from cluster.spool import Call, Journal, Reader, left, running
 from cluster.upload import drain
 from pipelines.errors import ClusterError
 from pipelines.location import Location, public
@@ -22,9 +22,11 @@ class Synced:
 def deliver(folder: Location, uri: str | None, tell: Callable[[str], None]) -> Synced:
     """`uri`: of another MLflow than the one that the calls are for. `tell` is given lines for people.
 
-    Raises ClusterError: the storage cannot be read or written.
+    Raises ClusterError: the storage cannot be read or written, or a process is at work there that delivers itself.
     """
     try:
+        if running(folder):
+            raise ClusterError(f"{folder}: its job is being run, and delivers by itself")
         with left(folder) as readers:
             each = [_deliver(reader, folder, uri, tell) for reader in readers if reader.waiting()]
     except OSError as error:

@@ -173,8 +173,6 @@ class Tracker:
             self._lost += 1
             if self._lost == 1:
                 self._tell(f"{self._journal.reader.file} cannot be written ({error}): what MLflow is told is lost")
-            return
-        self._uploader.wake()
 
 
 def _stamp(at_seconds: float | None) -> int:

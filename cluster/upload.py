@@ -12,7 +12,7 @@ from pipelines.errors import ClusterError
 from pipelines.location import Location, public
 
 _WAIT_SECONDS = (0.5, 15.0)  # between attempts while the server does not answer: the first, and the longest
-_ATTEMPTS, _PAUSE_SECONDS = 3, 0.5  # of a call that fails though the server answers, before it is put off
+_ATTEMPTS, _PAUSE_SECONDS = 5, 0.2  # of a call that fails though the server answers, before it is put off
 _AGAIN_SECONDS = 60.0  # between attempts at what was put off
 _GATHER_SECONDS = 0.25  # in which calls come together
 _LEAVE_SECONDS = 3.0  # after which the end waits no more for a server that is away
@@ -28,11 +28,11 @@ def drain(reader: Reader, delivery: Delivery, put_off: Callable[[Call], None], o
             last = delivery.take(lines[:1] if singly else lines)
         except Stuck:
             failed += 1
-            if failed < _ATTEMPTS and not singly:
-                time.sleep(_PAUSE_SECONDS)
+            if failed < _ATTEMPTS:
+                time.sleep(_PAUSE_SECONDS * failed)
                 continue
             if not singly and lines[0].call["do"] == "metrics":
-                singly = len(lines)
+                failed, singly = 0, len(lines)
                 continue
             put_off(lines[0].call)
             last = lines[0]
@@ -52,6 +52,7 @@ class Uploader:
         self._told: set[str] = set()
         self._again_at = 0.0
         self._away_since: float | None = None
+        self._told_away, self._waited = False, 0
         self._done_with_left = False
         self._hurry, self._ended = False, False
         self._news = threading.Condition()
@@ -59,11 +60,6 @@ class Uploader:
         self._threads = [threading.Thread(target=target, name="mlflow", daemon=True) for target in targets]
         for thread in self._threads:
             thread.start()
-
-    def wake(self) -> None:
-        """There is something in the journal."""
-        with self._news:
-            self._news.notify_all()
 
     def awaited(self, number: str) -> "Future[str]":
         """What the call of this number will come to; a ClusterError if it is refused."""
@@ -83,7 +79,6 @@ class Uploader:
                 if leave or now - began > seconds or not self._threads[0].is_alive():
                     break
                 self._news.wait(0.1)
-            self._hurry = False
         return self._idle(patient=True)
 
     def _idle(self, patient: bool) -> bool:
@@ -119,6 +114,7 @@ class Uploader:
             try:
                 self._deliver()
             except Away as error:
+                self._waited = self._journal.reader.waiting()
                 self._away(str(error))
                 with self._news:
                     self._news.notify_all()
@@ -128,8 +124,8 @@ class Uploader:
             wait = _WAIT_SECONDS[0]
             with self._news:
                 self._news.notify_all()
-                self._news.wait_for(lambda: self._ended or not self._journal.empty or self._due(), 5.0)
                 self._news.wait_for(lambda: self._ended or self._hurry, _GATHER_SECONDS)
+                self._hurry = False
 
     def _deliver(self) -> None:
         """All that there is. Raises Away."""
@@ -196,6 +192,8 @@ class Uploader:
     def _away(self, reason: str) -> None:
         if self._away_since is None:
             self._away_since = time.monotonic()
+        elif not self._told_away:  # a second time: the first may be no more than an answer that was lost
+            self._told_away = True
             self._tell(
                 f"MLflow at {public(self._journal.reader.uri)} does not answer ({public(reason)}); the work goes on, "
                 f"and all is kept in {self._folder}; `verydeep sync {self._folder}` delivers it later"
@@ -204,7 +202,9 @@ class Uploader:
     def _back(self) -> None:
         if self._away_since is not None:
             seconds, self._away_since = time.monotonic() - self._away_since, None
-            self._tell(f"MLflow is back after {seconds:.0f} s; what had waited is delivered")
+            if self._told_away:
+                self._told_away = False
+                self._tell(f"MLflow is back after {seconds:.0f} s; {self._waited} calls that had waited are delivered")
 
     def _keep(self) -> None:
         while not self._ended:

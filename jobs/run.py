@@ -11,8 +11,23 @@ from cluster import interrupt, launch, place, registry
 from cluster.interrupt import Stop
 from cluster.mailbox import Listen
 from cluster.place import Shape
+from cluster.submission import job_ids
 from cluster.track import Tracker, default_uri
-from jobs import decide, forecast, graph, outline, publish, report, results, schema, selection, stored, tables
+from jobs import (
+    decide,
+    forecast,
+    graph,
+    origin,
+    outline,
+    publish,
+    report,
+    results,
+    schema,
+    selection,
+    stored,
+    tables,
+    tracked,
+)
 from jobs.board import Board
 from jobs.chain import Chain
 from jobs.check import Checked
@@ -38,30 +53,23 @@ _POLL_SECONDS = 1.0  # between looks for room
 _REGISTERING_SECONDS = 300.0  # that the end waits, to be able to say the version
 
 
-def run(checked: Checked, choice: Choice | None = None) -> list[Result]:
-    """Runs the job to its end and returns the results of its tests.
+def run(checked: Checked, choice: Choice | None = None, job_file: str | None = None) -> list[Result]:
+    """Runs the job, out of this file, to its end and returns the results of its tests.
 
     Raises VerydeepError, before the work begins; TrainingError, if a part of it failed and all else is done; and
     KeyboardInterrupt when a stop was asked for.
     """
     choice, uri, root = choice or Choice(), default_uri(checked.job.root), checked.store.root
     selection.wanted(checked.job, choice)
-    watch, stop = (
-        Watch(
-            Board(
-                checked.job.name,
-                outline.lines(checked.job, {file: model.name for file, model in checked.files.items()}),
-            )
-        ),
-        Stop(),
-    )
+    names = {file: model.name for file, model in checked.files.items()}
+    watch, stop = Watch(Board(checked.job.name, outline.lines(checked.job, names))), Stop()
     with watch, held(root, stop, Holder.here(), watch.say) as lease:
         todo = decide.decisions(checked, choice)
         with _connected(checked, watch) as shape, interrupt.noted(stop):
             checked.store.create()
             try:
                 with published(watch.board, root, watch.say):
-                    return _Run(checked, choice, shape, watch, stop, lease).carry_out(todo, uri)
+                    return _Run(checked, choice, shape, watch, stop, lease).carry_out(todo, uri, job_file)
             except VerydeepError as error:  # whatever it is, the work has begun
                 raise error if error.exit_status == 1 else TrainingError(str(error)) from error
 
@@ -75,6 +83,7 @@ def _connected(checked: Checked, watch: Watch) -> Iterator[Shape]:
         rows, classes = checked.training.rows, len(checked.training.manifest.classes)
         watch.say(f"{checked.job.name}: {rows} images, {classes} classes")
         watch.say(f"Ray: {cluster}; {shape}")
+        watch.board.runs_on(str(shape))
         with launch.environment(checked.job.cluster):
             yield shape
     finally:
@@ -88,13 +97,14 @@ class _Run:
         self._checked, self._choice, self._shape = checked, choice, shape
         self._watch, self._stop, self._lease = watch, stop, lease
 
-    def carry_out(self, todo: Sequence[Decision], uri: str) -> list[Result]:
+    def carry_out(self, todo: Sequence[Decision], uri: str, job_file: str | None) -> list[Result]:
         """Raises as `run`."""
         checked, watch = self._checked, self._watch
         folders = checked.begun(todo)
         checked.store.note_stages(folders)
-        with self._tracked(uri) as (tracker, parent):
-            site = Site(checked, folders, tracker, parent, watch, self._stop, self._lease)
+        origins = origin.tags(job_file) | job_ids()
+        with self._tracked(uri, origins) as (tracker, parent):
+            site = Site(checked, folders, tracker, parent, origins, watch, self._stop, self._lease)
             stages = Stages(site)
             trials = Trials(site, stages, selection.tests(checked.job, self._choice))
             chain = self._work(todo, stages, trials)
@@ -104,12 +114,13 @@ class _Run:
         return found
 
     @contextmanager
-    def _tracked(self, uri: str) -> Iterator[tuple[Tracker, str]]:
+    def _tracked(self, uri: str, origins: Mapping[str, str]) -> Iterator[tuple[Tracker, str]]:
         """The job's MLflow run, which an earlier attempt may have begun; closed as what the block ends as."""
-        job, root = self._checked.job, self._checked.store.root
+        checked, job, root = self._checked, self._checked.job, self._checked.store.root
         tracker = Tracker(uri, job.name, root / SPOOL, lambda line: self._watch.say(f"warning: {line}"))
         try:
-            parent = open_run(tracker, root / "job.json", job.name, None, {"job": job.name})
+            parent = open_run(tracker, root / "job.json", job.name, None, {"job": job.name, **origins})
+            tracked.data_sets(tracker, parent, checked.training, checked.validation)
             write_text(root / "job.yaml", schema.resolved(job))
             tracker.artifact(parent, root / "job.yaml")
             with tracker.ending(parent):
@@ -122,6 +133,9 @@ class _Run:
         for decision in todo:
             if decision.action in (Action.REUSE, Action.SKIP):
                 stages.find(decision)
+        for line in self._watch.board.snapshot().lines:
+            if line.name not in {*self._checked.order, *trials.needs}:
+                self._watch.board.set(line.name, Phase.LEFT_OUT, "not asked for")
         begun = {decision.stage: decision for decision in todo if decision.action not in (Action.REUSE, Action.SKIP)}
         waits = schema.needs(self._checked.job)
         needs = {**{name: waits[name] for name in waits if name in begun}, **trials.needs}
@@ -187,7 +201,9 @@ class _Run:
         trials.publish(found)
         if found:
             self._watch.say(f"\n{tables.text(tables.tables(found))}\n")
-        page = report.write(stored.read(self._checked.store), self._checked.training, self._checked.validation)
+        there = stored.read(self._checked.store)
+        page = report.write(there, self._checked.training, self._checked.validation)
+        tracked.job_done(site.tracker, site.parent, there)
         site.tracker.artifact(site.parent, page)
         self._watch.say(f"Report:                  {page}")
         self._stop.heed()

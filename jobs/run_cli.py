@@ -19,4 +19,4 @@ def run(options: argparse.Namespace) -> None:
 
     with written.places():
         checked = check.check(written.job)
-    run.run(checked, choice)
+    run.run(checked, choice, str(options.job))

@@ -14,12 +14,13 @@ from pipelines.location import Location
 
 @dataclass(frozen=True)
 class Site:
-    """`folders`: where each stage is, or will be. `parent`: the job's run in MLflow."""
+    """`folders`: where each stage is, or will be. `parent`: the job's run in MLflow. `origins`: tags of all runs."""
 
     checked: Checked
     folders: Mapping[str, StageFolder]
     tracker: Tracker
     parent: str
+    origins: Mapping[str, str]
     watch: Watch
     stop: Stop
     lease: Lease

@@ -1,6 +1,5 @@
 """The stages of a run: each is trained in a thread of its own, or was done before."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from cluster import launch, nets, schedule
@@ -8,13 +7,13 @@ from cluster.attempt import Stage
 from cluster.mailbox import Listen
 from cluster.place import Shape
 from cluster.settings import StageSettings
-from jobs import metrics, outline, schema, tables
+from jobs import outline, rates, schema, tables, tracked
 from jobs.checkpoints import Model, net_file
 from jobs.line import Phase
 from jobs.plan import Decision
-from jobs.results import scale_text
 from jobs.site import Site, open_run
 from jobs.store import Finished, StageFolder, read_json, read_text, write_text
+from jobs.stored import StoredStage
 from pipelines.errors import TrainingError
 
 
@@ -28,22 +27,28 @@ class Stages:
 
     def find(self, decision: Decision) -> None:
         """A stage that was done before, if it is."""
-        site, watch = self._site, self._site.watch
-        folder = site.folders[decision.stage]
+        if not self._found(self._site.folders[decision.stage], decision.reason):
+            self._site.watch.set(decision.stage, Phase.LEFT_OUT, decision.reason)
+
+    def _found(self, folder: StageFolder, reason: str) -> bool:
         finished = folder.finished()
         if finished is None:
-            watch.set(folder.name, Phase.LEFT_OUT, decision.reason)
-            return
-        self.finished[folder.name] = finished
+            return False
+        site, name = self._site, folder.name
+        self.finished[name] = finished
         if folder.job is None:  # what this job's tests come to is no part of another job's run
-            self.runs[folder.name] = str((read_json(folder.path / "run.json") or {}).get("run", ""))
-        watch.board.recall(folder.name, finished.epochs, site.checked.job.stages[folder.name].epochs)
-        watch.set(folder.name, Phase.DONE, decision.reason)
+            self.runs[name] = str((read_json(folder.path / "run.json") or {}).get("run", ""))
+        site.watch.board.recall(name, finished.epochs, site.checked.job.stages[name].epochs)
+        site.watch.set(name, Phase.DONE, reason)
+        return True
 
     def train(self, decision: Decision, on: Shape, hear: Listen) -> None:
         """To its end. `hear` gets the workers' records first. Raises VerydeepError, and KeyboardInterrupt at a stop."""
         site, name = self._site, decision.stage
         folder, settings = site.folders[name], site.checked.job.stages[name]
+        there = site.checked.store.found(folder)
+        if there.job is not None and self._found(there, f"meanwhile, in job {there.job}"):
+            return
         title = outline.stage_title(settings)
         site.watch.say(f"{name}: {title}: {decision.action.value}, {decision.reason}")
         site.watch.board.recall(name, folder.progress().epochs, settings.epochs)
@@ -58,8 +63,10 @@ class Stages:
 
     def _train(self, folder: StageFolder, settings: StageSettings, on: Shape, hear: Listen) -> Finished:
         site, job, data = self._site, self._site.checked.job, self._site.checked.data
-        run = open_run(site.tracker, folder.path / "run.json", folder.name, site.parent, self._tags(folder, on))
+        tags = {**site.origins, **tracked.stage_tags(site.checked, folder.name, on.workers)}
+        run = open_run(site.tracker, folder.path / "run.json", folder.name, site.parent, tags)
         self.runs[folder.name] = run
+        tracked.data_sets(site.tracker, run, site.checked.training, site.checked.validation)
         site.tracker.parameters(run, settings.model_dump(by_alias=True, mode="json"))
         start, place = self._start(settings), folder.path.absolute
         stage = Stage(folder.name, settings, data.train, data.val, place, start, run, job.checkpoints)
@@ -70,7 +77,7 @@ class Stages:
             if record["kind"] == "unreadable":
                 unreadable[record["name"]] = record["reason"]
             site.watch.hear(folder.name, record)
-            metrics.track(site.tracker, run, record)
+            tracked.listen(site.tracker, run, record, settings, site.checked.training.rows)
 
         with site.tracker.ending(run):
             try:
@@ -78,7 +85,9 @@ class Stages:
             finally:
                 self._list_unreadable(run, folder, unreadable)
             finished = self._finish(folder, settings)
+            self._note_rate(folder, settings, on, finished)
             site.tracker.artifact(run, finished.delivered, "checkpoints")
+            tracked.stage_done(site.tracker, run, StoredStage(folder.name, settings, finished.epochs, True, None))
         return finished
 
     def _finish(self, folder: StageFolder, settings: StageSettings) -> Finished:
@@ -95,11 +104,14 @@ class Stages:
             return None
         return (net_file(source) if schema.is_file(source) else self.finished[source].delivered).absolute
 
-    def _tags(self, folder: StageFolder, on: Shape) -> Mapping[str, str]:
-        job = self._site.checked.job
-        s = job.stages[folder.name]
-        told = {"stage": folder.name, "net": s.net, "S": scale_text(s.scale)}
-        return {"job": job.name, **told, "key": folder.key, "workers": str(on.workers)}
+    def _note_rate(self, folder: StageFolder, settings: StageSettings, on: Shape, finished: Finished) -> None:
+        """How fast it was, for later plans."""
+        device = "GPU" if on.gpus else f"{on.cpus} CPU{'s' * (on.cpus != 1)}"
+        classes, speeds = (
+            len(self._site.checked.training.manifest.classes),
+            [e.images_per_second for e in finished.epochs],
+        )
+        rates.note(folder.path, settings, classes, on.workers, device, speeds)
 
     def _list_unreadable(self, run: str, folder: StageFolder, unreadable: dict[str, str]) -> None:
         """Writes the names of images that could not be decoded, and why, beside the checkpoints and to MLflow."""

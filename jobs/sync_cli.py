@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Iterator
 
 from jobs.store import SPOOL
-from pipelines.errors import SettingsError
+from pipelines.errors import ClusterError, SettingsError
 from pipelines.location import Location, public
 
 
@@ -26,13 +26,23 @@ def _sync(options: argparse.Namespace) -> int:
 
     if options.uri is not None:
         check_uri(options.uri)
-    synced = [sync.deliver(spool, options.uri, print) for spool in _spools(place)]
-    calls, runs, kept = (sum(numbers) for numbers in zip(*((s.calls, s.runs, s.kept) for s in synced), strict=True))
+    spools = [spool for spool in _spools(place) if spool.files()]
+    calls = runs = kept = 0
+    for spool in spools:
+        try:
+            synced = sync.deliver(spool, options.uri, print)
+        except ClusterError as error:
+            if len(spools) == 1:
+                raise
+            print(error)
+            kept += 1
+            continue
+        calls, runs, kept = calls + synced.calls, runs + synced.runs, kept + synced.kept
     if not calls and not kept:
         print(f"{public(str(place))}: MLflow has been told everything")
         return 0
     left = f"; {kept} are kept" if kept else ""
-    print(f"{calls} call{'s' * (calls != 1)} delivered, of {runs} run{'s' * (runs != 1)}{left}")
+    print(f"{calls} call{'s' * (calls != 1)} of {runs} run{'s' * (runs != 1)} delivered{left}")
     return 1 if kept else 0
 
 

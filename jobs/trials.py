@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from cluster.mailbox import Listen
 from cluster.place import Shape
 from cluster.settings import EvaluationSettings
-from jobs import outline, publish, schema, stored, testing
+from jobs import outline, publish, schema, stored, testing, tracked
 from jobs.checkpoints import Model
 from jobs.line import Phase
 from jobs.results import Result
@@ -70,10 +70,13 @@ class Trials:
         )
         others = [result for result in before if result.test not in self._names]
         publish.publish([*found, *others], site.checked.store.root, site.tracker, site.parent)
+        for name, run in self._stages.runs.items():
+            if values := tracked.errors_of(found, name):
+                site.tracker.metrics(run, values, 0)
         for result in found:
-            if run := self._stages.runs.get(result.model):  # a stage by itself
+            if own := self._stages.runs.get(result.model):  # a stage by itself
                 values = publish.errors(result, with_mode=True)
-                site.tracker.metrics(run, {f"test.{result.test}.{key}": value for key, value in values.items()}, 0)
+                site.tracker.metrics(own, {f"test.{result.test}.{key}": value for key, value in values.items()}, 0)
 
     def _settings(self, name: str) -> EvaluationSettings:
         return self._site.checked.job.evaluations[name]

@@ -22,6 +22,7 @@ HOMES = {
             "failure",
             "network",
             "storage",
+            "submission",
         )
     },
     "mlflow": {"cluster/deliver.py", "cluster/registry.py"},

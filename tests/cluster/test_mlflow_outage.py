@@ -1,5 +1,6 @@
 """What MLflow is told arrives, all of it and once, whatever happens to a real server on PostgreSQL meanwhile."""
 
+import hashlib
 import random
 import shutil
 import signal
@@ -12,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median, quantiles
 
-import numpy as np
 import pytest
 from mlflow import MlflowClient
 
@@ -191,27 +191,28 @@ def test_a_call_takes_less_than_a_hundredth_of_a_step(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     server.up() if state == "up" else server.down()
     values = {f"metric_{i}": i / 7 for i in range(10)}
-    matrix = np.random.default_rng(0).normal(size=(600, 600))
-    calls, cpu, steps = [], [], []
+    work = bytes(1 << 18)
+    calls, calls_cpu, steps, steps_cpu = [], [], [], []
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}" if state == "hanging" else server.uri
         tracker = Tracker(uri, "cost", Location.of(tmp_path / "spool"), lambda line: None)
         run = tracker.open_run("cost", None, {}, None)
-        for step in range(120):
-            began = time.perf_counter()
-            while time.perf_counter() - began < 0.02:
-                matrix @ matrix
+        for step in range(60):
+            began, began_cpu = time.perf_counter(), time.thread_time()
+            while time.thread_time() - began_cpu < 0.05:
+                hashlib.sha256(work)
             steps.append(time.perf_counter() - began)
+            steps_cpu.append(time.thread_time() - began_cpu)
             began, began_cpu = time.perf_counter(), time.thread_time()
             tracker.metrics(run, values, step)
             calls.append(time.perf_counter() - began)
-            cpu.append(time.thread_time() - began_cpu)
+            calls_cpu.append(time.thread_time() - began_cpu)
         tracker.close()
     told = f"{state}: {1e6 * median(calls):.0f} us, 99th percentile {1e6 * quantiles(calls, n=100)[98]:.0f} us"
-    print(told)
-    assert median(calls) < 0.01 * 0.05, told  # of a step of 50 ms
-    assert sum(cpu) / len(cpu) < 0.01 * 0.05, told
-    assert quantiles(calls, n=100)[98] < 0.5, told  # none waits for an answer; this machine does other things, too
+    print(f"{told}; a step {1e3 * median(steps):.0f} ms")
+    assert median(calls) < 0.01 * median(steps), told
+    assert sum(calls_cpu) < 0.01 * sum(steps_cpu), told
+    assert max(calls) < 1, told  # none waits for the server's silence
 
 
 def start_process(uri: str, folder: Path, run: str, first: int) -> "subprocess.Popen[str]":
@@ -267,7 +268,7 @@ class unreliable:
             forward = threading.Thread(target=self._copy, args=(client, server), daemon=True)
             forward.start()
             while answer := receive(server):
-                if self._random.random() < 0.25:
+                if self._random.random() < 0.15:
                     self._cut.append(len(answer))
                     break
                 client.sendall(answer)

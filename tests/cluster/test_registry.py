@@ -18,9 +18,8 @@ from mlflow import MlflowClient, pyfunc
 from mlflow.pyfunc import scoring_server
 
 from cluster import onnx_file, registry
-from cluster.track import Tracker
+from cluster.deliver import connect
 from pipelines.classifier import Classifier
-from pipelines.errors import ClusterError
 from pipelines.location import Location
 from tests.cluster.nets import random_net
 from tests.conftest import encoded
@@ -41,10 +40,9 @@ print(json.dumps([answers, sorted({name.partition(".")[0] for name in sys.module
 def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """The address of a registry where the net is version 1 of `job`, and the run that it came from."""
     uri = f"sqlite:///{tmp_path_factory.mktemp('registry') / 'mlflow.db'}"
-    tracker = Tracker(uri, "job")
-    run = tracker.open_run("a", None, {}, None)
-    tracker.close()
-    assert registry.register(uri, run, "job", NET, {"net": "A", "top1_error": "0.25"}) == "1"
+    client = connect(uri)
+    run = client.create_run(client.create_experiment("job")).info.run_id
+    assert registry.register(client, run, "job", NET, {"net": "A", "top1_error": "0.25"}) == "1"
     return uri, run
 
 
@@ -116,10 +114,11 @@ def test_a_net_is_one_version_and_the_last_registered_is_the_best(
 ) -> None:
     uri, run = store
     client = MlflowClient(uri)
-    assert registry.register(uri, run, "job", random_net("A", seed=2), {"net": "A"}) == "2"
+    assert registry.register(client, run, "job", random_net("A", seed=2), {"net": "A"}, ["best", "e-jitter"]) == "2"
     assert int(client.get_model_version_by_alias("job", "best").version) == 2
-    assert registry.register(uri, run, "job", NET, {}) == "1"
+    assert registry.register(client, run, "job", NET, {}) == "1"
     assert int(client.get_model_version_by_alias("job", "best").version) == 1
+    assert int(client.get_model_version_by_alias("job", "e-jitter").version) == 2
     assert len(client.search_model_versions("name = 'job'")) == 2
     captured = capfd.readouterr()
     assert captured.out + captured.err == ""
@@ -149,12 +148,3 @@ def test_what_is_kept_needs_three_packages_and_is_no_pickle(store: tuple[str, st
     ]
     needed = {line.partition("==")[0] for line in (folder / "requirements.txt").read_text().splitlines()}
     assert needed == {"mlflow", "onnxruntime", "pillow", "numpy"}
-
-
-def test_a_server_that_is_not_there_is_one_line() -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        uri = f"http://127.0.0.1:{s.getsockname()[1]}"
-    with pytest.raises(ClusterError, match="the net cannot be registered") as caught:
-        registry.register(uri, "0" * 32, "job", NET, {})
-    assert "\n" not in str(caught.value)

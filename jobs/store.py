@@ -96,7 +96,10 @@ class Store:
         if disk is None:
             self._check_bucket()
             return
-        there = next(place for place in (disk, *disk.parents) if place.exists())
+        try:
+            there = next(place for place in (disk, *disk.parents) if place.exists())
+        except OSError as error:  # such as a name that is too long
+            raise ClusterError(f"storage: {self.root} cannot be written: {reason(error)}") from error
         if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
             raise ClusterError(
                 f"storage: {self.root} cannot be written: {there} is not a folder that may be written to"

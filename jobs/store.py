@@ -9,6 +9,7 @@ runs/<job>/tests/                    the posteriors of their nets
 runs/<job>/report.html               all of it as a page
 """
 
+import errno
 import json
 import os
 import uuid
@@ -24,6 +25,8 @@ from pipelines.location import Location
 
 JOB, STAGES, DONE = "job.yaml", "stages.json", "done.json"
 RESULTS, TESTS, REPORT = "results.json", "tests", "report.html"
+
+_LONGEST_NAME, _LONGEST_PATH = 255, 3900  # bytes, on Linux; of the path with room for what is below it
 
 _EPOCHS = TypeAdapter(list[Epoch])
 
@@ -96,10 +99,9 @@ class Store:
         if disk is None:
             self._check_bucket()
             return
-        try:
-            there = next(place for place in (disk, *disk.parents) if place.exists())
-        except OSError as error:  # such as a name that is too long
-            raise ClusterError(f"storage: {self.root} cannot be written: {reason(error)}") from error
+        if any(len(os.fsencode(part)) > _LONGEST_NAME for part in disk.parts) or len(os.fsencode(disk)) > _LONGEST_PATH:
+            raise ClusterError(f"storage: {self.root} cannot be written: {os.strerror(errno.ENAMETOOLONG)}")
+        there = next(place for place in (disk, *disk.parents) if place.exists())
         if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
             raise ClusterError(
                 f"storage: {self.root} cannot be written: {there} is not a folder that may be written to"

@@ -19,6 +19,9 @@ def parsed(texts: Sequence[str]) -> list[Node]:
         if not equals or not all(part.strip() for part in key.split(".")):
             wrong.append(Problem(place, (), "expected key.path=value, such as train.epochs=10"))
             continue
+        if (character := document.forbidden(key)) is not None:
+            wrong.append(Problem(place, (), f"no key and no setting may have the character {character!a}"))
+            continue
         try:
             path = tuple(part.strip() for part in key.split("."))
             node = document.read(value, place, path)

@@ -1,5 +1,6 @@
 """All that can be found wrong with a job before a worker starts: data sets, classes, what stages start from."""
 
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -73,7 +74,7 @@ class Checked:
 
 def check(job: Job) -> Checked:
     """Raises DataError, SettingsError or CheckpointError, one line each."""
-    if not job.storage.startswith(("/", "~")) and "://" not in job.storage:
+    if "://" not in job.storage and not os.path.isabs(os.path.expanduser(job.storage)):  # ~nobody stays as it is
         raise SettingsError(
             f"storage: {job.storage}: expected a whole path (from / or ~) of a folder that all nodes share, or a URI"
         )

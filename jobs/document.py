@@ -15,6 +15,7 @@ import yaml
 from pipelines.errors import SettingsError
 
 Path = tuple[str | int, ...]  # of keys and numbers of list items, from the file's root
+_LARGEST = 1 << 64  # of whole numbers: far beyond what any setting is good for, and still a float
 _MOST_NODES = 20_000  # aliases of aliases can stand for more values than there are atoms
 
 
@@ -155,7 +156,8 @@ def scalar(text: str) -> Any:
     loader = _Loader("")
     try:
         tag = loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
-        return loader.construct_object(yaml.ScalarNode(tag, text))
+        value = loader.construct_object(yaml.ScalarNode(tag, text))
+        return text if isinstance(value, int) and abs(value) > _LARGEST else value
     except (yaml.YAMLError, ValueError):
         return text
     finally:
@@ -232,6 +234,8 @@ class _Builder:
             raise told([Problem(place, path, f"not YAML that a job file may have: the tag {_legible(found.tag)}")])
         if isinstance(value, str):
             self._check(value, place, path)
+        if isinstance(value, int) and abs(value) > _LARGEST:
+            raise told([Problem(place, path, "no setting takes so large a number")])
         return value
 
     def _mapping(self, found: yaml.MappingNode, path: Path) -> dict[str, Node]:

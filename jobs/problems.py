@@ -96,8 +96,6 @@ def shown(node: Node) -> str:
             return str(value).lower()
         case float() if not math.isfinite(value):
             return {math.inf: ".inf", -math.inf: "-.inf"}.get(value, ".nan")
-        case int() if value.bit_length() > 200:
-            return "a number of so many digits"
         case str():
             return shown_text(value)
     return repr(value)

@@ -16,6 +16,7 @@ Each file is there whole or not at all. One alone makes a stage done, done.json;
 an entry in stages/) counts for nothing without it, so that a driver may be killed between any two writes.
 """
 
+import errno
 import json
 import os
 import uuid
@@ -36,6 +37,8 @@ RESULTS, TESTS, REPORT, SPOOL = "results.json", "tests", "report.html", "spool"
 INDEX = "stages"  # beside runs/
 
 _MOST_COPIES = 8  # folders of one stage that the index names, the newest first
+_LONGEST_NAME, _LONGEST_PATH = 255, 3900  # bytes, on Linux; of the path with room for what is below it
+
 _EPOCHS = TypeAdapter(list[Epoch])
 
 
@@ -139,6 +142,8 @@ class Store:
         if disk is None:
             self._check_bucket()
             return
+        if any(len(os.fsencode(part)) > _LONGEST_NAME for part in disk.parts) or len(os.fsencode(disk)) > _LONGEST_PATH:
+            raise ClusterError(f"storage: {self.root} cannot be written: {os.strerror(errno.ENAMETOOLONG)}")
         there = next(place for place in (disk, *disk.parents) if place.exists())
         if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
             raise ClusterError(

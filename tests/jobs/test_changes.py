@@ -24,6 +24,7 @@ CHANGES = [
     (["=3"], ["--set =3: expected key.path=value, such as train.epochs=10"]),
     (["train..epochs=3"], ["--set train..epochs=3: expected key.path=value, such as train.epochs=10"]),
     (["train.epochs=["], ["--set train.epochs=[: not YAML: expected the node content, but found '<stream end>'"]),
+    (["\udcff=1"], ["--set \\udcff=1: no key and no setting may have the character '\\udcff'"]),
     (["train.epox=1"], ["--set train.epox=1: train.epox: unknown key; did you mean epochs?"]),
     (
         ["train.epochs=many"],

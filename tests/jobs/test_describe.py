@@ -66,7 +66,7 @@ UNTOLD = (
     "is not a power of two", "virtual shards are", "a power of two of workers", "is not a multiple", "not YAML", "stands twice",
     "a whole path", "cannot be written", "no such", "does not apply", "is not below", "before it has risen", "are not fewer",
     "is no layer", "random weights", "these are all layers", "does not go with", "takes two models", "alias of what", "no key and no",
-    "a key is one word", "expected a mapping, or a list of mappings", "net: is missing", "scale: is missing", "each once, not a list", "not .inf",
+    "a key is one word", "expected a mapping, or a list of mappings", "net: is missing", "scale: is missing", "each once, not a list", "not .inf", "so large a number",
 )  # fmt: skip
 
 

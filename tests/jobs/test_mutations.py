@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent.parent
 FILES = sorted((ROOT / "jobs").glob("*.yaml"))
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 2, 3, 32, 224, 10**6, 2**63, 2**64, 10**40, 10**400, -(10**400), 0.0, -0.0, 0.5, 1e-9, 1e308,
-    5e-324, float("inf"), float("nan"), "", " ", "a", "e", "A", "E", "digits", ".", "..", "../x", "/", "~", "~nobody/x", "x" * 300,
+    5e-324, float("inf"), float("nan"), "", " ", "a", "e", "A", "E", "digits", ".", "..", "../x", "/", "~", "~no-such-user/x", "x" * 300,
     "/" + "y" * 300, "/a\0b", "\ud800", "ä€😀", "a b", "a\nb", "a:b", "${env:HOME}", "${env:NOT_THERE}", "${x}", "$${env:x}",
     "auto", "null", "1", "1e3", "conv1_1", "fc3", "features", "several", "dense", "paper", "torchvision", "plateau", "step", "cosine",
     "exact", "x.pth", "./x.safetensors", [], [[]], {}, [1, 2], [2, 1], [32, 64], [256], [0, 0], ["a"], ["a", "e"], ["B", "C"], [0.1, 0.2],

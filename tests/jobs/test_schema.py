@@ -34,7 +34,7 @@ def test_a_wrong_job_is_told_of_in_clear_lines_and_status_2(
     assert old in GOOD
     monkeypatch.chdir(tmp_path)
     write(tmp_path, GOOD.replace(old, new, 1))
-    assert main(["run", "job.yaml"]) == 2
+    assert main(["plan", "job.yaml"]) == 2
     storage = str(tmp_path / "storage")
     assert capsys.readouterr().err == "".join(f"verydeep: {line}\n".replace("{storage}", storage) for line in lines)
 

@@ -113,6 +113,18 @@ ERRORS = [
         ],
     ),
     (
+        "storage: {storage}",
+        "storage: ~no-such-user/x",
+        [
+            "job.yaml:3:10: storage: ~no-such-user/x: expected a whole path (from / or ~) of a folder that all nodes share, or a URI"
+        ],
+    ),
+    (
+        "storage: {storage}",
+        "storage: {storage}/" + "x" * 300,
+        [f"job.yaml:3:10: storage: {{storage}}/{'x' * 300}/runs/t cannot be written: File name too long"],
+    ),
+    (
         "data: digits",
         "data: /no/such/place",
         ["job.yaml:2:7: data: expected a mapping of train and val, or digits, not '/no/such/place'"],
@@ -273,7 +285,7 @@ ERRORS = [
     (
         "epochs: 1",
         "seed: 0xffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff",
-        ["job.yaml:4:43: train.seed: expected a whole number from 0 to below 2^64, not a number of so many digits"],
+        ["job.yaml:4:43: train.seed: no setting takes so large a number"],
     ),
     ("epochs: 1", "dropout: 1", ["job.yaml:4:46: train.dropout: expected a number from 0 to below 1, not 1"]),
     (

@@ -93,7 +93,7 @@ sent: gradients, by each of the 2 workers to others; 36.8 MB by all of them.
 saved: checkpoints; 8 of them, 4.95 MB, stay on the storage.
 time: 2 images/s for d, as given; others by their operations.
 time of tests: at the pace of training; in float32, so that GPUs that train in bf16 take longer.
-time: 53 min one after the other, 47 min 2 side by side, with room for 4 workers.
+time: one after the other 53 min; side by side, each on 2 workers: 2 at a time 47 min.
 """
 
 

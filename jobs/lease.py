@@ -8,9 +8,9 @@ it sees at once whether that process is there, so that a driver that was killed 
 
 What is guaranteed. On a disk: of several drivers that begin at the same moment exactly one holds the lease, and none
 that is alive and renews loses it. In object stores, and on disks without locks: see `slot`; two may hold it for one
-renewal at most, then one of them stops. Everywhere: a driver that was asleep, or without its storage, for longer than the lease
-lasts, and finds another's name in it, stops at once. Between waking and that look it could still write, so it looks
-first (`Lease.check`) before what only the holder may do.
+renewal at most, then one of them stops. Everywhere: a driver that was asleep, or without its storage, for longer than
+the lease lasts, and finds another's name in it, stops at once. Between waking and that look it could still write, so it
+looks first (`Lease.check`) before what only the holder may do.
 """
 
 import json

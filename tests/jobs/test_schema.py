@@ -252,10 +252,10 @@ def test_stages_come_after_what_they_start_from() -> None:
 
 def test_a_plan_says_what_and_why() -> None:
     states = {"a": State(True, 5), "b": State(False, 2), "c": State(False, 0)}
-    actions = [d.action for d in plan(["a", "b", "c"], states, {"a", "b", "c"}, fresh=False)]
+    actions = [d.action for d in plan(["a", "b", "c"], states, {"a", "b", "c"}, fresh=False, reasons={})]
     assert actions == [Action.REUSE, Action.RESUME, Action.TRAIN]
-    assert {d.action for d in plan(["a", "b"], states, {"a", "b"}, fresh=True)} == {Action.AGAIN}
-    assert plan(["a", "b"], states, {"b"}, fresh=False)[0].action is Action.SKIP
+    assert {d.action for d in plan(["a", "b"], states, {"a", "b"}, fresh=True, reasons={})} == {Action.AGAIN}
+    assert plan(["a", "b"], states, {"b"}, fresh=False, reasons={})[0].action is Action.SKIP
 
 
 def test_a_wrong_job_is_refused_through_its_first_line_too(tmp_path: Path) -> None:

@@ -116,8 +116,9 @@ def test_a_stage_is_trained_resumed_finished_and_tested_in_an_object_store(
         assert copy.name == "epoch-0002.safetensors"
         assert copy.read_bytes() == bytes(finished.delivered.read())
     assert not copy.exists()
-    folder.clear()
-    folder.clear()
+    folder.begin(fresh=True)
+    folder.begin(fresh=True)
+    assert list(folder.path.files()) == ["key.json"]
     assert folder.finished() is None
 
 
@@ -152,8 +153,8 @@ def test_the_digits_are_prepared_into_an_object_store_and_the_plan_tells_the_ste
     assert DataSet.open(checked.data.train).rows == checked.training.rows == 1438
     assert checked.data.train.startswith("s3://")
     folder = checked.folders["a"]
-    assert checked.states() == {"a": State(False, 0)}
-    for accuracies, step, line in (((), 7, "after step 7"), ((0.5,), 120, "after epoch 1, step 120")):
+    assert checked.states() == {"a": State(False, 0, steps=6)}
+    for accuracies, step, line in (((), 2, "after step 2 of 6"), ((0.5,), 4, "after epoch 1, step 4 of 6")):
         with closing(Writer(folder.path, 1)) as writer:
             writer.save(made(accuracies, step))
         assert main(["plan", path]) == 0

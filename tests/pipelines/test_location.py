@@ -67,3 +67,18 @@ def test_a_name_that_is_not_utf_8_is_told_in_a_line(text: bytes) -> None:
         Location.of(os.fsdecode(text))
     assert "\n" not in str(raised.value)
     str(raised.value).encode()
+
+
+@pytest.mark.parametrize("text", ["/a/b", "s3://test:test@bucket/a?scheme=http&endpoint_override=127.0.0.1:1"])
+def test_a_places_folder_is_where_it_was_named_from(text: str) -> None:
+    place = Location.of(text)
+    inside = (place / "c" / "d").parent.parent
+    assert (inside.path, inside.text) == (place.path, place.text)
+
+
+def test_a_folder_tells_files_from_folders(folder: Location) -> None:
+    assert folder.folders() == {}
+    (folder / "file").write(b"1")
+    (folder / "inner" / "file").write(b"1")
+    assert list(folder.files()) == ["file"]
+    assert {name: place.path for name, place in folder.folders().items()} == {"inner": f"{folder.path}/inner"}

@@ -168,6 +168,19 @@ def test_what_cannot_be_is_refused_in_a_line(job: str, capsys: pytest.CaptureFix
     assert "--workers 3: stage a: batch norm takes a power of two of workers" in exact
 
 
+@pytest.mark.parametrize(
+    "change",
+    ["train.width=1e300", "train.width=1e308", f"train.epochs={10**400}", "checkpoints.every_minutes=1e-320"],
+)  # fmt: skip
+def test_numbers_beyond_all_measure_are_refused_in_a_line(
+    job: str, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refused(capsys, job, "--set", change, "--images-per-second", "100") == (
+        "verydeep: small: a width, a number of epochs or another setting is so large that the job's work can't be "
+        "reckoned\n"
+    )
+
+
 def test_the_speed_may_be_that_of_any_stage(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     largest = numbers(capsys, job, "--images-per-second", "100")["parts"]
     a = numbers(capsys, job, "--images-per-second", "100", "--of", "a")["parts"]

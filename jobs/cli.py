@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
     for module, verb, meaning in (
         (run_cli, "run", "run a job's chain of stages; run again, it goes on where it stopped"),
-        (plan_cli, "plan", "show what would run, why, and what it costs"),
+        (plan_cli, "plan", "show what would run, and why"),
         (stop_cli, "stop", "end a job that runs elsewhere, with checkpoints"),
         (evaluate_cli, "evaluate", "test nets as the paper does"),
         (report_cli, "report", "make a job's page of tables and pictures anew"),

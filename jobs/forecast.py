@@ -1,7 +1,7 @@
 """What a run of a job would come to: of each of its stages and tests what is left, and what that costs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Protocol
 
 from cluster import checkpoint
@@ -19,6 +19,7 @@ from jobs.timetable import at_once, timetable, whole
 from pipelines.errors import SettingsError
 
 _GAIN = 0.01  # of the time: what is not worth as many workers more
+_MOST = 10**60  # of anything: more than there will be, less than floats can be
 _NOTHING = (Action.REUSE, Action.SKIP)  # is left to be done
 
 
@@ -122,18 +123,33 @@ class Net(Protocol):
 
 def forecast(checked: Checked, choice: Choice, given: Given) -> Forecast:
     """Raises SettingsError, and as `decide.decisions`."""
-    job, training, validation = checked.job, checked.training, checked.validation
-    workers = _workers(checked, given)
-    sets = (
-        Images(training.rows, training.manifest.total_bytes),
-        Images(validation.rows, validation.manifest.total_bytes),
-    )
     decisions = {decision.stage: decision for decision in decide.decisions(checked, choice)}
-    states = _states(checked, decisions)
-    stages = [_stage(checked, decisions[name], states[name], sets, workers) for name in checked.order]
+    workers = _workers(checked, given)
+    try:
+        found = _forecast(checked, choice, decisions, given, workers)
+        sizes = [*astuple(found.sum), *(n for part in found.parts if part.files for n in astuple(part.files))]
+        if max(sizes) > _MOST:
+            raise OverflowError
+    except OverflowError as error:
+        raise SettingsError(
+            f"{checked.job.name}: a width, a number of epochs or another setting is so large that the job's work can't "
+            "be reckoned"
+        ) from error
+    return found
+
+
+def _forecast(
+    checked: Checked, choice: Choice, decisions: Mapping[str, Decision], given: Given, workers: int
+) -> Forecast:
+    """Raises OverflowError, and as `forecast`."""
+    training, validation = (
+        Images(data.rows, data.manifest.total_bytes) for data in (checked.training, checked.validation)
+    )
+    states, side_by_side = _states(checked, decisions), checked.job.cluster.side_by_side
+    stages = [_stage(checked, decisions[name], states[name], (training, validation), workers) for name in checked.order]
     parts = _paced(checked, [*stages, *_tests(checked, choice, decisions)], states, given, workers)
-    places = None if job.cluster.side_by_side == "auto" else job.cluster.side_by_side
-    return Forecast(job.name, *sets, len(training.manifest.classes), workers, places, tuple(parts))
+    classes, places = len(checked.training.manifest.classes), None if side_by_side == "auto" else side_by_side
+    return Forecast(checked.job.name, training, validation, classes, workers, places, tuple(parts))
 
 
 def test_of(name: str) -> str:

@@ -1,6 +1,6 @@
 """What `verydeep plan` prints: a table, with a few lines of words; or all numbers, for programs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from textwrap import fill
 from typing import Any
@@ -12,6 +12,7 @@ from jobs.units import hours, scaled
 
 _HEAD = ("", "net", "S or Q", "epochs", "steps", "images", "FLOPs", "read", "sent", "saved", "time")
 _WORDS = 3  # columns, which are set to the left
+_NAMES = 6  # of parts in a list of them, at most
 
 
 def text(forecast: Forecast, stages: Mapping[str, StageSettings]) -> str:
@@ -101,16 +102,28 @@ def _time(f: Forecast) -> Iterator[str]:
             "bench step` measures, or run a stage."
         )
         return
-    sources = {part.pace.source: part.pace for part in todo if part.pace}
-    for source, pace in sources.items():
-        whose = ", ".join(part.name for part in todo if part.pace == pace)
-        yield f"time: {source} ({whose})." if len(sources) > 1 else f"time: {source}."
+    yield from _sources(todo)
     if any(part.is_test and not part.measured for part in todo):
         yield "time of tests: at the pace of training; in float32, so that GPUs that train in bf16 take longer."
     walls = f.walls()
-    for n in list(walls)[1:]:
-        alone, room = _hours(walls[1]), n * f.workers
-        yield f"time: {alone} one after the other, {_hours(walls[n])} {n} side by side, with room for {room} workers."
+    if told := [n for n in walls if n > 1 and (n.bit_count() == 1 or n == max(walls))]:
+        others = ", ".join(f"{n} at a time {_hours(walls[n])}" for n in told)
+        each = f"side by side, each on {_count(f.workers, 'worker')}"
+        yield f"time: one after the other {_hours(walls[1])}; {each}: {others}."
+
+
+def _sources(todo: Sequence[Part]) -> Iterator[str]:
+    """Where the paces are from; that of a test that is its stage's is not told of again."""
+    paces = dict.fromkeys(part.pace for part in todo)
+    for pace in paces:
+        names = [part.name for part in todo if part.pace == pace and (not part.is_test or part.measured)]
+        if pace is not None and (names or len(paces) == 1):
+            yield f"time: {pace.source}" + (f" ({_listed(names)})." if len(paces) > 1 else ".")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _NAMES
+    return f"{', '.join(names[:_NAMES])} and {more} more" if more > 1 else ", ".join(names)
 
 
 def _hours(number: float | None) -> str:

@@ -174,7 +174,7 @@ def _scaled(base: Measured, kind: Kind, workers: int) -> Pace:
     share = workers / base.workers if base.workers else 1.0
     by = ["operations"] * (flops_of(base.kind) != flops_of(kind)) + ["workers"] * (share != 1)
     told = f"{base.images_per_second:,.{0 if base.images_per_second >= 100 else 1}f} images/s measured"
-    whose = f" of {base.stage} of {base.job}" if base.kind != kind else ""
+    whose = f" for {base.stage} of job {base.job}" if base.kind != kind else ""
     scaled = f"; scaled by {' and '.join(by)}" if by else ""
     return Pace(base.flops_per_second * share, f"{told}{whose} on {base.where}{scaled}")
 

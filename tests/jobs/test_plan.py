@@ -93,7 +93,7 @@ sent: gradients, by each of the 2 workers to others; 36.8 MB by all of them.
 saved: checkpoints; 8 of them, 4.95 MB, stay on the storage.
 time: 2 images/s for d, as given; others by their operations.
 time of tests: at the pace of training; in float32, so that GPUs that train in bf16 take longer.
-time: 53 min one after the other, 47 min 2 side by side, with room for 4 workers.
+time: one after the other 53 min; side by side, each on 2 workers: 2 at a time 47 min.
 """
 
 
@@ -166,6 +166,19 @@ def test_what_cannot_be_is_refused_in_a_line(job: str, capsys: pytest.CaptureFix
     assert unknown == "verydeep: --of bb: there is no such stage; did you mean b?\n"
     exact = refused(capsys, job, "--workers", "3", "--set", "train.batch_norm=true")
     assert "--workers 3: stage a: batch norm takes a power of two of workers" in exact
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["train.width=1e300", "train.width=1e308", f"train.epochs={10**400}", "checkpoints.every_minutes=1e-320"],
+)  # fmt: skip
+def test_numbers_beyond_all_measure_are_refused_in_a_line(
+    job: str, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refused(capsys, job, "--set", change, "--images-per-second", "100") == (
+        "verydeep: small: a width, a number of epochs or another setting is so large that the job's work can't be "
+        "reckoned\n"
+    )
 
 
 def test_the_speed_may_be_that_of_any_stage(job: str, capsys: pytest.CaptureFixture[str]) -> None:

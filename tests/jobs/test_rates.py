@@ -61,7 +61,7 @@ def test_other_workers_and_other_nets_are_scaled_and_it_says_so() -> None:
     ratio = training_flops("E", 10, 32) / training_flops("A", 10, 32)
     assert speed(both, stage("A")) == pytest.approx(2 * ratio * 21.2)
     assert both.source == (
-        "21.2 images/s measured of e of demo on 2 workers with 2 CPUs each, 24 Nov 2026; "
+        "21.2 images/s measured for e of job demo on 2 workers with 2 CPUs each, 24 Nov 2026; "
         "scaled by operations and workers"
     )
     frozen = stage("E", init={"from": "x"}, freeze=["features"])
@@ -80,7 +80,7 @@ def test_of_several_the_most_alike_counts_then_the_newest() -> None:
     assert speed(pace([new, *others, old], stage("E"), 10, 1, None), stage("E")) == pytest.approx(7)
     d = pace([measured(stage("A"), 9.0), measured(stage("E"), 5.0)], stage("D"), 10, 2, None)
     assert d is not None
-    assert "of e of demo" in d.source  # nearer in its operations
+    assert "for e of job demo" in d.source  # nearer in its operations
 
 
 def test_machines_of_another_kind_say_nothing() -> None:

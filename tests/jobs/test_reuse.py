@@ -175,6 +175,12 @@ def test_what_was_to_be_fresh_and_was_killed_is_old_or_new_and_never_both(
     assert seen == {(0, 0), (1, 0), (1, 1)}
 
 
+def planned(text: str) -> list[str]:
+    """What is done with each part, and why, in what `verydeep plan` prints."""
+    actions = tuple(f"    {action.value}: " for action in Action)
+    return [line.strip() for line in text.splitlines() if line.startswith(actions)]
+
+
 def test_another_job_takes_what_is_done_and_trains_only_what_it_adds(
     jobs: Jobs, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,12 +189,9 @@ def test_another_job_takes_what_is_done_and_trains_only_what_it_adds(
     more = jobs.file("u", CHAIN.replace("a", "first") + "  d: {net: D, scale: 32, init: {from: first}}\n")
     more.write_text(more.read_text().replace("scfirstle", "scale"))
     assert main(["plan", str(more)]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
-    assert [line.rpartition(": ")[2] for line in lines] == [
-        "done, in job t (finished after 2 epochs)",
-        "done, in job t (finished after 2 epochs)",
-        "done, in job t (finished after 2 epochs)",
-        "will run, nothing with these settings and data in the storage",
+    assert planned(capsys.readouterr().out) == [
+        *["done: in job t (finished after 2 epochs)"] * 3,
+        "will run: nothing with these settings and data in the storage",
     ]
     assert jobs.run(more) == [Action.REUSE] * 3 + [Action.TRAIN]
     assert all(name.startswith("u/d-") for name in jobs.trained)
@@ -267,10 +270,9 @@ def test_a_stage_whose_mark_or_net_is_damaged_is_not_done(
     (done,) = jobs.storage.glob(f"runs/t/a-*/{DONE}")
     damage(done)
     assert main(["plan", str(job)]) == 0
-    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("a ", "e "))]
     epochs = len(list(done.parent.glob("epoch-*")))
-    assert told[0].endswith(f"goes on, after epoch {epochs}")
-    assert told[1].endswith("done, finished after 2 epochs")
+    told = planned(capsys.readouterr().out)
+    assert told[:2] == [f"goes on: after epoch {epochs}", "done: finished after 2 epochs"]
     assert jobs.run(job) == [Action.RESUME, Action.REUSE, Action.REUSE]
     assert jobs.run(job) == [Action.REUSE] * 3
 
@@ -279,12 +281,11 @@ def test_a_changed_setting_is_named(jobs: Jobs, capsys: pytest.CaptureFixture[st
     job = jobs.file()
     jobs.run(job)
     assert main(["plan", str(job), "--set", "stages.a.learning_rate=0.005", "--set", "stages.b.seed=1"]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
     changed = "learning_rate changed: 0.01 -> 0.005"
-    assert [line.partition(": will run, ")[2] for line in lines] == [
-        changed,
-        f"it starts from another a ({changed})",
-        "seed changed: 0 -> 1",
+    assert planned(capsys.readouterr().out) == [
+        f"will run: {changed}",
+        f"will run: it starts from another a ({changed})",
+        "will run: seed changed: 0 -> 1",
     ]
     for note in jobs.storage.glob(f"runs/t/*/{KEY}"):
         note.write_text('{"key": "x", "content": {}}')

@@ -158,7 +158,7 @@ def test_the_digits_are_prepared_into_an_object_store_and_the_plan_tells_the_ste
         with closing(Writer(folder.path, 1)) as writer:
             writer.save(made(accuracies, step))
         assert main(["plan", path]) == 0
-        assert capsys.readouterr().out.splitlines()[0].endswith(f"goes on, {line}")
+        assert f"    goes on: {line}" in capsys.readouterr().out.splitlines()
 
 
 def test_a_storage_that_cannot_be_used_is_one_line_before_anything_starts(

@@ -122,18 +122,35 @@ class Net(Protocol):
 
 def forecast(checked: Checked, choice: Choice, given: Given) -> Forecast:
     """Raises SettingsError, and as `decide.decisions`."""
-    job, training, validation = checked.job, checked.training, checked.validation
-    workers = _workers(checked, given)
-    sets = (
+    job, workers = checked.job, _workers(checked, given)
+    parts, states = _unpaced(checked, choice, workers)
+    paced = _paced(checked, parts, states, given, workers)
+    places = None if job.cluster.side_by_side == "auto" else job.cluster.side_by_side
+    classes = len(checked.training.manifest.classes)
+    return Forecast(job.name, *_sets(checked), classes, workers, places, tuple(paced))
+
+
+def costs(checked: Checked, choice: Choice) -> dict[str, float]:
+    """The operations that are left of each part, which urgency goes by; nothing is read of what was measured. Raises as
+    `decide.decisions`."""
+    parts, _ = _unpaced(checked, choice, checked.job.cluster.workers[1])
+    return {part.name: float(part.work.flops) for part in parts}
+
+
+def _unpaced(checked: Checked, choice: Choice, workers: int) -> tuple[list[Part], dict[str, State]]:
+    """The job's parts, each after those that it waits for, and where each stage will begin."""
+    decisions = {decision.stage: decision for decision in decide.decisions(checked, choice)}
+    states, sets = _states(checked, decisions), _sets(checked)
+    stages = [_stage(checked, decisions[name], states[name], sets, workers) for name in checked.order]
+    return [*stages, *_tests(checked, choice, decisions)], states
+
+
+def _sets(checked: Checked) -> tuple[Images, Images]:
+    training, validation = checked.training, checked.validation
+    return (
         Images(training.rows, training.manifest.total_bytes),
         Images(validation.rows, validation.manifest.total_bytes),
     )
-    decisions = {decision.stage: decision for decision in decide.decisions(checked, choice)}
-    states = _states(checked, decisions)
-    stages = [_stage(checked, decisions[name], states[name], sets, workers) for name in checked.order]
-    parts = _paced(checked, [*stages, *_tests(checked, choice, decisions)], states, given, workers)
-    places = None if job.cluster.side_by_side == "auto" else job.cluster.side_by_side
-    return Forecast(job.name, *sets, len(training.manifest.classes), workers, places, tuple(parts))
 
 
 def test_of(name: str) -> str:

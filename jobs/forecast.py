@@ -138,18 +138,40 @@ def forecast(checked: Checked, choice: Choice, given: Given) -> Forecast:
     return found
 
 
+def costs(checked: Checked, choice: Choice) -> dict[str, float]:
+    """The operations that are left of each part, which urgency goes by; nothing is read of what was measured. Raises as
+    `decide.decisions`."""
+    decisions = {decision.stage: decision for decision in decide.decisions(checked, choice)}
+    parts, _ = _unpaced(checked, choice, decisions, checked.job.cluster.workers[1])
+    return {part.name: float(part.work.flops) for part in parts}
+
+
 def _forecast(
     checked: Checked, choice: Choice, decisions: Mapping[str, Decision], given: Given, workers: int
 ) -> Forecast:
     """Raises OverflowError, and as `forecast`."""
-    training, validation = (
-        Images(data.rows, data.manifest.total_bytes) for data in (checked.training, checked.validation)
-    )
-    states, side_by_side = _states(checked, decisions), checked.job.cluster.side_by_side
-    stages = [_stage(checked, decisions[name], states[name], (training, validation), workers) for name in checked.order]
-    parts = _paced(checked, [*stages, *_tests(checked, choice, decisions)], states, given, workers)
+    job, side_by_side = checked.job, checked.job.cluster.side_by_side
+    parts, states = _unpaced(checked, choice, decisions, workers)
+    paced = _paced(checked, parts, states, given, workers)
     classes, places = len(checked.training.manifest.classes), None if side_by_side == "auto" else side_by_side
-    return Forecast(checked.job.name, training, validation, classes, workers, places, tuple(parts))
+    return Forecast(job.name, *_sets(checked), classes, workers, places, tuple(paced))
+
+
+def _unpaced(
+    checked: Checked, choice: Choice, decisions: Mapping[str, Decision], workers: int
+) -> tuple[list[Part], dict[str, State]]:
+    """The job's parts, each after those that it waits for, and where each stage will begin."""
+    states, sets = _states(checked, decisions), _sets(checked)
+    stages = [_stage(checked, decisions[name], states[name], sets, workers) for name in checked.order]
+    return [*stages, *_tests(checked, choice, decisions)], states
+
+
+def _sets(checked: Checked) -> tuple[Images, Images]:
+    training, validation = checked.training, checked.validation
+    return (
+        Images(training.rows, training.manifest.total_bytes),
+        Images(validation.rows, validation.manifest.total_bytes),
+    )
 
 
 def test_of(name: str) -> str:

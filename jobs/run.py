@@ -33,7 +33,6 @@ from jobs.chain import Chain
 from jobs.check import Checked
 from jobs.claims import Claims
 from jobs.crew import Crew
-from jobs.forecast import Given
 from jobs.holder import Holder
 from jobs.lease import Lease, held
 from jobs.line import Phase
@@ -143,7 +142,7 @@ class _Run:
             **{name: partial(stages.train, decision) for name, decision in begun.items()},
             **{name: partial(trials.carry_out, name) for name in trials.needs},
         }
-        known = forecast.forecast(self._checked, self._choice, Given()).costs
+        known = forecast.costs(self._checked, self._choice)
         costs = {name: known.get(name, 0.0) for name in needs}
         chain, crew, claims = Chain(needs, costs), Crew(), Claims(self._shape)
         while not chain.over and (crew.busy or not self._stop.asked):

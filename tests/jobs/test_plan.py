@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from jobs import rates, schema
+from jobs import check, forecast, rates, schema
 from jobs.cli import main
+from jobs.selection import Choice
 from jobs.units import hours, scaled
 from pipelines.location import Location
 from pipelines.shards import DataSet
@@ -135,6 +136,14 @@ def test_all_sums_are_those_of_the_parts(job: str, capsys: pytest.CaptureFixture
     assert list(in_turn["hours_side_by_side"]) == ["1"]
 
 
+def test_what_is_urgent_goes_by_the_plans_operations_and_not_by_speeds(
+    job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {name: part["flops"] for name, part in numbers(capsys, job)["parts"].items()}
+    monkeypatch.delattr(rates, "known")
+    assert forecast.costs(check.check(schema.load(job)), Choice()) == found
+
+
 def test_only_what_is_asked_for_is_counted(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     whole, a = numbers(capsys, job), numbers(capsys, job, "--until", "a")
     assert a["parts"]["a"] == whole["parts"]["a"]
@@ -224,6 +233,7 @@ def test_numbers_have_three_digits_and_a_unit() -> None:
         "0", "7", "999", "1.00 k", "5.19 M", "1.00 M", "1.00 Z",
     ]  # fmt: skip
     assert [scaled(n, "B") for n in (553e6, 12.34, 1.5)] == ["553 MB", "12.3 B", "1.50 B"]
+    assert [scaled(n) for n in (9.9949, 9.999, 99.96, 999.6, 9_999)] == ["9.99", "10.0", "100", "1.00 k", "10.0 k"]
     assert [hours(n) for n in (0, 0.02, 0.5, 3.14, 30.4, 1210.4)] == [
         "0 s",
         "72 s",
@@ -233,3 +243,4 @@ def test_numbers_have_three_digits_and_a_unit() -> None:
         "1,210 h",
     ]
     assert hours(99.5 / 60) != hours(98.5 / 60)
+    assert [hours(n) for n in (1e-5, 2e-4, 99.94, 99.96)] == ["< 1 s", "1 s", "99.9 h", "100 h"]

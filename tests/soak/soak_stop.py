@@ -22,7 +22,7 @@ train:
 stages:
   a: {{}}
 """
-PATIENCE_SECONDS = 300
+PATIENCE_SECONDS = 400
 __all__ = ["home", "ray_environment"]  # fixtures
 
 

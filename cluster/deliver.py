@@ -24,7 +24,6 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
-from cluster import nets, registry
 from cluster.spool import Call, Line
 from pipelines.errors import ClusterError, VerydeepError, first_line
 from pipelines.location import Location, public
@@ -246,6 +245,8 @@ class Delivery:
             return True
 
     def _register(self, call: Call) -> None:
+        from cluster import nets, registry  # slow imports
+
         place, run = Location.of(call["place"]), self._run(call["run"])
         if run is None or not place.exists():
             self._refuse(call, _GONE if run is None else f"{place} is not there any more")

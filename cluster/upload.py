@@ -54,7 +54,7 @@ class Uploader:
         self._away_since: float | None = None
         self._told_away, self._waited = False, 0
         self._done_with_left = False
-        self._hurry, self._ended = False, False
+        self._delivering, self._hurry, self._ended = False, False, False
         self._news = threading.Condition()
         targets = (self._work, self._keep)
         self._threads = [threading.Thread(target=target, name="mlflow", daemon=True) for target in targets]
@@ -83,7 +83,8 @@ class Uploader:
 
     def _idle(self, patient: bool) -> bool:
         put_off = self._later is not None and not self._later.empty
-        return self._journal.empty and self._done_with_left and not (put_off and (patient or self._again_at == 0))
+        idle = self._journal.empty and self._done_with_left and not self._delivering
+        return idle and not (put_off and (patient or self._again_at == 0))
 
     def close(self) -> None:
         """What is not delivered stays in the folder; a person is told."""
@@ -131,6 +132,7 @@ class Uploader:
         """All that there is. Raises Away."""
         reader = self._journal.reader
         delivery = self._delivery = self._delivery or connected(reader.uri, reader.experiment)
+        self._delivering = True  # until its answers are given
         try:
             if not self._done_with_left:
                 self._deliver_left(delivery)
@@ -143,6 +145,7 @@ class Uploader:
             raise Away(f"{self._folder}: {error}") from error
         finally:
             self._answer(delivery)
+            self._delivering = False
         if not self._ended:
             self._back()
 

@@ -127,7 +127,8 @@ class _Chain:
         if decision.action is Action.REUSE:
             finished = folder.finished()
             assert finished is not None
-            self._runs[name] = str((read_json(folder.path / "run.json") or {}).get("run", ""))
+            if run := (read_json(folder.path / "run.json") or {}).get("run"):
+                self._runs[name] = run
         else:
             finished = self._train(folder, settings)
         self._finished[name] = finished

@@ -93,6 +93,16 @@ def test_a_run_goes_on_in_the_same_run_and_that_is_counted(uri: str, tmp_path: P
     assert [m.step for m in MlflowClient(uri).get_metric_history(there.info.run_id, "loss")] == [0, 1, 2]
 
 
+def test_a_run_of_an_older_version_whose_id_was_mlflows_goes_on(uri: str, tmp_path: Path) -> None:
+    client = MlflowClient(uri)
+    known = client.create_run(client.create_experiment("older"), run_name="a").info.run_id
+    tracker = Tracker(uri, "older", Location.of(tmp_path / "spool"))
+    assert tracker.open_run("a", None, {}, known) == known
+    tracker.close()
+    there = found(uri, known)
+    assert (there.info.run_id, there.info.status, there.data.tags["restarts"]) == (known, "RUNNING", "1")
+
+
 def test_a_run_that_somebody_deleted_is_made_anew(uri: str, tmp_path: Path) -> None:
     said: list[str] = []
     tracker = Tracker(uri, "job", Location.of(tmp_path / "spool"), said.append)

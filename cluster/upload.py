@@ -100,14 +100,14 @@ class Uploader:
             for journal in journals:
                 journal.keep(now=True) if busy else journal.close()
         except OSError as error:
-            self._once(f"{self._folder} cannot be written ({error}): {waiting} calls for MLflow may be lost")
+            self._once(f"{self._folder} cannot be written ({error}): {_counted(waiting)} for MLflow may be lost")
         if waiting:
             self._tell(
-                f"{waiting} calls for MLflow at {public(self._journal.reader.uri)} wait in {self._folder}; "
+                f"{_counted(waiting)} for MLflow at {public(self._journal.reader.uri)} wait in {self._folder}; "
                 f"`verydeep sync {self._folder}` delivers them"
             )
         if self._delivery is not None and (count := self._delivery.refused.total()):
-            self._tell(f"MLflow refused {count} of the calls; all others were or will be delivered")
+            self._tell(f"MLflow refused {_counted(count)}; all others were or will be delivered")
 
     def _work(self) -> None:
         wait = _WAIT_SECONDS[0]
@@ -159,7 +159,7 @@ class Uploader:
                     drain(reader, delivery, self._put_off, self._on)
                 elif count := reader.waiting():
                     self._once(
-                        f"{count} calls for MLflow at {public(reader.uri)} wait in {self._folder}; "
+                        f"{_counted(count)} for MLflow at {public(reader.uri)} wait in {self._folder}; "
                         f"`verydeep sync {self._folder}` delivers them"
                     )
         self._done_with_left = not self._ended
@@ -207,7 +207,7 @@ class Uploader:
             seconds, self._away_since = time.monotonic() - self._away_since, None
             if self._told_away:
                 self._told_away = False
-                self._tell(f"MLflow is back after {seconds:.0f} s; {self._waited} calls that had waited are delivered")
+                self._tell(f"MLflow is back after {seconds:.0f} s; {_counted(self._waited)} that had waited: delivered")
 
     def _keep(self) -> None:
         while not self._ended:
@@ -217,3 +217,7 @@ class Uploader:
                 with suppress(OSError):  # said when it matters: at the end, or when a call cannot be written
                     if journal is not None:
                         journal.keep()
+
+
+def _counted(calls: int) -> str:
+    return f"{calls} call{'s' * (calls != 1)}"

@@ -24,7 +24,6 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
-from cluster import nets, registry
 from cluster.spool import Call, Line
 from pipelines.errors import ClusterError, VerydeepError, first_line
 from pipelines.location import Location, public
@@ -166,7 +165,7 @@ class Delivery:
         number = run.info.run_id
         if attempt > run.data.tags.get(_ATTEMPT, ""):
             tags |= {_ATTEMPT: attempt, _RESTARTS: str(int(run.data.tags.get(_RESTARTS, "0")) + 1)}
-        self._batch(number, call, _tags({**tags, _USED: "yes"}))
+        self._batch(number, call, _tags({**tags, _ID: call["run"], _USED: "yes"}))
         self._runs[call["run"]] = number
 
     def _run(self, ours: str) -> str | None:
@@ -187,7 +186,17 @@ class Delivery:
         found = sorted(found, key=lambda run: (_USED not in run.data.tags, run.info.run_id))
         for twin in found[1:]:
             self._client.delete_run(twin.info.run_id)
-        return found[0] if found else None
+        return found[0] if found else self._older(ours)
+
+    def _older(self, ours: str) -> Any:
+        """The run that has this id in MLflow itself, as runs of older versions of this program have."""
+        try:
+            run = self._client.get_run(ours)
+        except MlflowException as error:
+            if not _permanent(error):
+                raise
+            return None
+        return run if run.info.lifecycle_stage == "active" else None
 
     def _find_experiment(self) -> str:
         known = self._client.get_experiment_by_name(self._experiment)
@@ -246,6 +255,8 @@ class Delivery:
             return True
 
     def _register(self, call: Call) -> None:
+        from cluster import nets, registry  # slow imports
+
         place, run = Location.of(call["place"]), self._run(call["run"])
         if run is None or not place.exists():
             self._refuse(call, _GONE if run is None else f"{place} is not there any more")

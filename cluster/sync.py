@@ -59,4 +59,5 @@ def _deliver(reader: Reader, folder: Location, uri: str | None, tell: Callable[[
     for why in delivery.refused if delivery else ():
         tell(f"MLflow at {public(to)} refuses {why}; it is left out")
     waiting = reader.waiting()
-    return Synced(before - waiting - len(put_off), len(runs), waiting + len(put_off))
+    delivered = before - waiting - len(put_off)
+    return Synced(delivered, len(runs) if delivered else 0, waiting + len(put_off))

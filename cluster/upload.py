@@ -54,7 +54,7 @@ class Uploader:
         self._away_since: float | None = None
         self._told_away, self._waited = False, 0
         self._done_with_left = False
-        self._hurry, self._ended = False, False
+        self._delivering, self._hurry, self._ended = False, False, False
         self._news = threading.Condition()
         targets = (self._work, self._keep)
         self._threads = [threading.Thread(target=target, name="mlflow", daemon=True) for target in targets]
@@ -83,7 +83,8 @@ class Uploader:
 
     def _idle(self, patient: bool) -> bool:
         put_off = self._later is not None and not self._later.empty
-        return self._journal.empty and self._done_with_left and not (put_off and (patient or self._again_at == 0))
+        idle = self._journal.empty and self._done_with_left and not self._delivering
+        return idle and not (put_off and (patient or self._again_at == 0))
 
     def close(self) -> None:
         """What is not delivered stays in the folder; a person is told."""
@@ -99,14 +100,14 @@ class Uploader:
             for journal in journals:
                 journal.keep(now=True) if busy else journal.close()
         except OSError as error:
-            self._once(f"{self._folder} cannot be written ({error}): {waiting} calls for MLflow may be lost")
+            self._once(f"{self._folder} cannot be written ({error}): {_counted(waiting)} for MLflow may be lost")
         if waiting:
             self._tell(
-                f"{waiting} calls for MLflow at {public(self._journal.reader.uri)} wait in {self._folder}; "
+                f"{_counted(waiting)} for MLflow at {public(self._journal.reader.uri)} wait in {self._folder}; "
                 f"`verydeep sync {self._folder}` delivers them"
             )
         if self._delivery is not None and (count := self._delivery.refused.total()):
-            self._tell(f"MLflow refused {count} of the calls; all others were or will be delivered")
+            self._tell(f"MLflow refused {_counted(count)}; all others were or will be delivered")
 
     def _work(self) -> None:
         wait = _WAIT_SECONDS[0]
@@ -131,6 +132,7 @@ class Uploader:
         """All that there is. Raises Away."""
         reader = self._journal.reader
         delivery = self._delivery = self._delivery or connected(reader.uri, reader.experiment)
+        self._delivering = True  # until its answers are given
         try:
             if not self._done_with_left:
                 self._deliver_left(delivery)
@@ -143,6 +145,7 @@ class Uploader:
             raise Away(f"{self._folder}: {error}") from error
         finally:
             self._answer(delivery)
+            self._delivering = False
         if not self._ended:
             self._back()
 
@@ -156,7 +159,7 @@ class Uploader:
                     drain(reader, delivery, self._put_off, self._on)
                 elif count := reader.waiting():
                     self._once(
-                        f"{count} calls for MLflow at {public(reader.uri)} wait in {self._folder}; "
+                        f"{_counted(count)} for MLflow at {public(reader.uri)} wait in {self._folder}; "
                         f"`verydeep sync {self._folder}` delivers them"
                     )
         self._done_with_left = not self._ended
@@ -204,7 +207,7 @@ class Uploader:
             seconds, self._away_since = time.monotonic() - self._away_since, None
             if self._told_away:
                 self._told_away = False
-                self._tell(f"MLflow is back after {seconds:.0f} s; {self._waited} calls that had waited are delivered")
+                self._tell(f"MLflow is back after {seconds:.0f} s; {_counted(self._waited)} that had waited: delivered")
 
     def _keep(self) -> None:
         while not self._ended:
@@ -214,3 +217,7 @@ class Uploader:
                 with suppress(OSError):  # said when it matters: at the end, or when a call cannot be written
                     if journal is not None:
                         journal.keep()
+
+
+def _counted(calls: int) -> str:
+    return f"{calls} call{'s' * (calls != 1)}"

@@ -37,7 +37,8 @@ class Stages:
         site, name = self._site, folder.name
         self.finished[name] = finished
         if folder.job is None:  # what this job's tests come to is no part of another job's run
-            self.runs[name] = str((read_json(folder.path / "run.json") or {}).get("run", ""))
+            if run := (read_json(folder.path / "run.json") or {}).get("run"):
+                self.runs[name] = str(run)
         site.watch.board.recall(name, finished.epochs, site.checked.job.stages[name].epochs)
         site.watch.set(name, Phase.DONE, reason)
         return True

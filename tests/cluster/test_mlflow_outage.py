@@ -128,7 +128,7 @@ def test_answers_that_are_lost_make_nothing_twice(server: Server, tmp_path: Path
     server.up()
     with unreliable(server.port) as (port, cut):
         training = Training(f"http://127.0.0.1:{port}", tmp_path, "cut")
-        for _ in range(12):
+        for _ in range(8):
             training.steps(60, 0.004)
         training.end()
         assert training.tracker.settle(120)

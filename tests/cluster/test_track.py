@@ -59,7 +59,7 @@ def test_runs_are_nested_and_everything_arrives_though_calls_are_refused(uri: st
     assert len(refused) == 3
     for what in ("parameters net", "metrics not a name", "artifact none.pt"):
         assert [what in line for line in refused].count(True) == 1, refused
-    assert said[-1].startswith("MLflow refused 3 of the calls")
+    assert said[-1].startswith("MLflow refused 3 calls")
 
     run, client = found(uri, child), MlflowClient(uri)
     assert run.data.tags["mlflow.parentRunId"] == found(uri, parent).info.run_id
@@ -91,6 +91,16 @@ def test_a_run_goes_on_in_the_same_run_and_that_is_counted(uri: str, tmp_path: P
     there = found(uri, run)
     assert (there.data.tags["restarts"], there.data.tags["attempt"], there.info.status) == ("2", "2", "FAILED")
     assert [m.step for m in MlflowClient(uri).get_metric_history(there.info.run_id, "loss")] == [0, 1, 2]
+
+
+def test_a_run_of_an_older_version_whose_id_was_mlflows_goes_on(uri: str, tmp_path: Path) -> None:
+    client = MlflowClient(uri)
+    known = client.create_run(client.create_experiment("older"), run_name="a").info.run_id
+    tracker = Tracker(uri, "older", Location.of(tmp_path / "spool"))
+    assert tracker.open_run("a", None, {}, known) == known
+    tracker.close()
+    there = found(uri, known)
+    assert (there.info.run_id, there.info.status, there.data.tags["restarts"]) == (known, "RUNNING", "1")
 
 
 def test_a_run_that_somebody_deleted_is_made_anew(uri: str, tmp_path: Path) -> None:
@@ -125,7 +135,7 @@ def test_a_server_that_is_not_there_is_a_line_and_all_is_kept(tmp_path: Path) ->
     tracker = Tracker(no_server(), "job", Location.of(tmp_path / "spool"), said.append)
     run = tracker.open_run("a", None, {}, None)
     tracker.metrics(run, {"loss": 1.0}, 1)
-    assert not tracker.settle(2)
+    assert not tracker.settle(1)
     tracker.close()
     assert [("does not answer" in line, f"verydeep sync {tmp_path / 'spool'}" in line) for line in said] == [
         (True, True),
@@ -133,6 +143,30 @@ def test_a_server_that_is_not_there_is_a_line_and_all_is_kept(tmp_path: Path) ->
     ]
     (file,) = (tmp_path / "spool").glob("*.jsonl")
     assert [json.loads(line).get("do") for line in file.read_text().splitlines()] == [None, "open", "metrics"]
+
+
+def test_files_that_the_store_cannot_take_hold_nothing_up_and_come_later(tmp_path: Path) -> None:
+    said: list[str] = []
+    uri, spool = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "spool"
+    blocked = tmp_path / "mlartifacts"  # where MLflow makes a folder
+    blocked.write_text("")
+    tracker = Tracker(uri, "job", Location.of(spool), said.append)
+    run = tracker.open_run("a", None, {}, None)
+    tracker.text(run, "1", "one.txt")
+    tracker.metrics(run, {"loss": 1.0}, 1)
+    tracker.close()
+    assert found(uri, run).data.metrics == {"loss": 1.0}
+    assert ["cannot take text one.txt" in line for line in said] == [True, False]
+    assert said[1].startswith("1 call for MLflow")
+
+    blocked.unlink()
+    again = Tracker(uri, "job", Location.of(spool), said.append)
+    assert again.settle(60)
+    again.close()
+    number = found(uri, run).info.run_id
+    assert [file.path for file in MlflowClient(uri).list_artifacts(number)] == ["one.txt"]
+    assert len(said) == 2
+    assert not list(spool.iterdir())
 
 
 def test_the_environment_names_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,8 @@ from pipelines.shards import DataSet
 ROOT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
 STAGES = ("a", "e", "e-large", "e-jitter")
-ARTIFACTS = ("job.yaml", "results.csv", "results.md", "results.json", "results_table.json", "report.html")
+TABLES = ("results.csv", "results.md", "results.json", "results_table.json", "stages_table.json")
+ARTIFACTS = ("job.yaml", *TABLES, "report.html", "plots")
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +113,8 @@ def test_the_demo_reaches_its_accuracy_and_is_tracked(home: Path, ray_environmen
     assert {run.info.status for run in (parent, *children.values())} == {"FINISHED"}
     assert children["e"].data.params["net"] == "E"
     assert children["e"].data.params["init.from"] == "a"
+    assert {run.data.tags["restarts"] for run in (parent, *children.values())} == {"0"}
+    assert all(0.0 <= run.data.metrics["top1_error"] <= 0.2 for run in children.values())
     assert 0.0 <= parent.data.metrics["multi-scale.e-jitter.both.top1_error"] <= 0.05
     with (home / "verydeep/runs/demo/results.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))

@@ -24,13 +24,15 @@ from pipelines.shards import DataSet
 # Ray reads these when it is imported or started. Without an explicit mode a local Ray makes an authentication token
 # that the next `ray start` asks for and `ray job submit` does not send; the poll is every 2 s by default, and a
 # worker's end is noticed at the next one; nodes that are taken away are looked for by the driver, not by a process of
-# each stage.
+# each stage. Ray's workers
+# would be nice (15), so that whatever else runs on a machine goes before them.
 _ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",
 }
 for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)

@@ -22,11 +22,14 @@ class Claims:
         """With how many a stage, or a test, which does with fewer, may begin; 0: there is no room."""
         with self._lock:
             unseen = sum(max(0, most - self._at_work.get(name, 0)) for name, most in self._promised.items())
-            alone = not self._promised
-        if alone:
+            promised = sum(self._promised.values())
+        if not promised:
             return self._shape.workers  # in turn, if need be: it waits for room itself
         least = 1 if test else self._shape.least
-        return place.fits(launch.room(self._shape, test), unseen, least, self._shape.workers)
+        room = launch.room(self._shape, test)
+        if place.can_grow():  # it does when more is asked for
+            room = max(room, place.most_places(self._shape) - promised + unseen)
+        return place.fits(room, unseen, least, self._shape.workers)
 
     def add(self, name: str, workers: int) -> Listen:
         """Of a part that begins; to be fed with its workers' records."""

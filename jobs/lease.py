@@ -214,3 +214,19 @@ def ask_to_stop(root: Location, held: Held, now: bool) -> None:
     """A wish to whoever holds this lease, and to no later one. `now`: without a checkpoint. Raises OSError."""
     content = {"id": held.holder.id, "host": socket.gethostname(), "now": now}
     (root / STOP).write((json.dumps(content) + "\n").encode())
+
+
+def look(root: Location) -> Holder | None:
+    """Who runs the job in the folder `root`. Of a driver elsewhere it is waited whether it renews its lease: 20 s
+    most. Raises OSError."""
+    slot, still = Slot(root / LEASE), Stillness()
+    first = text = persistently(slot.read, slot.place)
+    while (held := Held.of(text)) is not None:
+        alive = held.holder.alive()
+        if alive is not None or text != first:
+            return held.holder if alive is not False else None
+        if still.seconds(text) >= EXPIRY_SECONDS:
+            return None
+        time.sleep(LOOK_SECONDS)
+        text = persistently(slot.read, slot.place)
+    return None

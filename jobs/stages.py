@@ -1,5 +1,6 @@
 """The stages of a run: each is trained in a thread of its own, or was done before."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from cluster import launch, nets, schedule
@@ -14,7 +15,7 @@ from jobs.plan import Decision
 from jobs.site import Site, open_run
 from jobs.store import Finished, StageFolder, read_json, read_text, write_text
 from jobs.stored import StoredStage
-from pipelines.errors import TrainingError
+from pipelines.errors import ClusterError, TrainingError
 
 
 class Stages:
@@ -36,9 +37,9 @@ class Stages:
             return False
         site, name = self._site, folder.name
         self.finished[name] = finished
-        if folder.job is None:  # what this job's tests come to is no part of another job's run
-            if run := (read_json(folder.path / "run.json") or {}).get("run"):
-                self.runs[name] = str(run)
+        run = (read_json(folder.path / "run.json") or {}).get("run")
+        if run and folder.job is None:  # what this job's tests come to is no part of another job's run
+            self.runs[name] = str(run)
         site.watch.board.recall(name, finished.epochs, site.checked.job.stages[name].epochs)
         site.watch.set(name, Phase.DONE, reason)
         return True
@@ -71,12 +72,11 @@ class Stages:
         site.tracker.parameters(run, settings.model_dump(by_alias=True, mode="json"))
         start, place = self._start(settings), folder.path.absolute
         stage = Stage(folder.name, settings, data.train, data.val, place, start, run, job.checkpoints)
-        unreadable: dict[str, str] = {}
+        gathered = _Gathered(on.workers)
 
         def listen(record: dict[str, Any]) -> None:
             hear(record)
-            if record["kind"] == "unreadable":
-                unreadable[record["name"]] = record["reason"]
+            gathered.hear(record)
             site.watch.hear(folder.name, record)
             tracked.listen(site.tracker, run, record, settings, site.checked.training.rows)
 
@@ -84,9 +84,9 @@ class Stages:
             try:
                 launch.train_stage(stage, on, job.cluster, listen, site.stop)
             finally:
-                self._list_unreadable(run, folder, unreadable)
+                self._list_unreadable(run, folder, gathered.unreadable)
             finished = self._finish(folder, settings)
-            self._note_rate(folder, settings, on, finished)
+            self._note_rate(folder, settings, on, gathered)
             site.tracker.artifact(run, finished.delivered, "checkpoints")
             tracked.stage_done(site.tracker, run, StoredStage(folder.name, settings, finished.epochs, True, None))
         return finished
@@ -105,14 +105,14 @@ class Stages:
             return None
         return (net_file(source) if schema.is_file(source) else self.finished[source].delivered).absolute
 
-    def _note_rate(self, folder: StageFolder, settings: StageSettings, on: Shape, finished: Finished) -> None:
-        """How fast it was, for later plans."""
-        device = "GPU" if on.gpus else f"{on.cpus} CPU{'s' * (on.cpus != 1)}"
-        classes, speeds = (
-            len(self._site.checked.training.manifest.classes),
-            [e.images_per_second for e in finished.epochs],
-        )
-        rates.note(folder.path, settings, classes, on.workers, device, speeds)
+    def _note_rate(self, folder: StageFolder, settings: StageSettings, on: Shape, gathered: "_Gathered") -> None:
+        """How fast it was, for later plans; the stage is done, whether that can be written or not."""
+        classes, device = len(self._site.checked.training.manifest.classes), rates.device(on.gpus, on.cpus)
+        if gathered.speeds:
+            try:
+                rates.note(folder.path, settings, classes, gathered.workers, device, gathered.speeds)
+            except ClusterError as error:
+                self._site.watch.say(f"{folder.name}: warning: {error}")
 
     def _list_unreadable(self, run: str, folder: StageFolder, unreadable: dict[str, str]) -> None:
         """Writes the names of images that could not be decoded, and why, beside the checkpoints and to MLflow."""
@@ -123,3 +123,21 @@ class Stages:
                 unreadable = {**dict(tables.csv_lines(before)), **unreadable}
             write_text(path, tables.csv_text([("image", "reason"), *sorted(unreadable.items())]))
             self._site.tracker.artifact(run, path)
+
+
+class _Gathered:
+    """What workers told of a stage. `speeds`: images a second of epochs, all with this number of workers."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self.speeds: list[float] = []
+        self.unreadable: dict[str, str] = {}  # images, and why
+
+    def hear(self, record: Mapping[str, Any]) -> None:
+        match record["kind"]:
+            case "unreadable":
+                self.unreadable[record["name"]] = record["reason"]
+            case "epoch":
+                self.speeds.append(record["images_per_second"])
+            case "workers" if record["count"] != self.workers:
+                self.workers, self.speeds = record["count"], []

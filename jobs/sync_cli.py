@@ -21,8 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _sync(options: argparse.Namespace) -> int:
     """Raises VerydeepError."""
     place = _place(options.what)
-    from cluster import sync  # slow import
+    from cluster import sync  # slow imports
     from cluster.track import check_uri
+    from jobs import lease
 
     if options.uri is not None:
         check_uri(options.uri)
@@ -30,6 +31,8 @@ def _sync(options: argparse.Namespace) -> int:
     calls = runs = kept = 0
     for spool in spools:
         try:
+            if (holder := lease.look(spool.parent)) is not None:
+                raise ClusterError(f"{spool.parent}: is being run by {holder}, and delivers by itself")
             synced = sync.deliver(spool, options.uri, print)
         except ClusterError as error:
             if len(spools) == 1:

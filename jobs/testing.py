@@ -17,8 +17,9 @@ from cluster.metrics import Totals
 from cluster.place import Shape
 from cluster.posteriors import Posteriors
 from cluster.views import Scales, TestMode, View, scales_of, views
-from jobs import looks, outline
+from jobs import estimate, looks, outline, rates
 from jobs.checkpoints import Model
+from jobs.estimate import Images
 from jobs.results import Result, Subject, averaged
 from jobs.store import reason
 from jobs.watch import Watch
@@ -129,6 +130,17 @@ def _compute(
         place = folder / f"{model.name}-{view.mode}-{view.scale}-{_key(model, view, data)}.parquet"
         _keep(place, replace(scores, origin=_origin(model, view)))
         watch.say(f"{name}: {view.mode}, Q = {view.scale}: {_in_words(scores.totals, spent[view])}")
+    seconds = sum(each["seconds"] for each in spent.values())
+    try:
+        rates.note_test(folder, _work(model, missing, data).flops, seconds, rates.device(on.gpus, on.cpus))
+    except ClusterError as error:  # all is there whether that can be written or not
+        watch.say(f"{name}: warning: {error}")
+
+
+def _work(model: Model, views: Sequence[View], data: DataSet) -> estimate.Work:
+    card = model.label.card
+    shape = estimate.Shape(card.net, len(card.classes), card.input_size, card.width)
+    return estimate.testing(shape, views, looks.sizes(data, views), Images(data.rows, data.manifest.total_bytes))
 
 
 def _whole(folder: Location, name: str | None, watch: Watch) -> bool:

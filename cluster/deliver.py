@@ -7,6 +7,7 @@ was lost there may be two runs; the one that was taken into use is marked, and a
 import json
 import logging
 import os
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -34,6 +35,7 @@ SQLITE = "sqlite:///"
 _METRICS, _OTHERS = 1000, 100  # MLflow's limits of a batch; of values, in characters:
 _PARAM_CHARACTERS, _TAG_CHARACTERS = 6000, 8000
 _ID, _USED, _ATTEMPT, _RESTARTS = "verydeep.run", "verydeep.used", "verydeep.attempt", "restarts"
+_TRIED = "verydeep.tried"  # of the experiment: when it was last seen whether it can be written
 _TALKATIVE = (
     "alembic",
     "mlflow.pyfunc",
@@ -51,6 +53,10 @@ class Away(Exception):
 
 class Stuck(Exception):
     """The server answers, but this call fails, and may not later."""
+
+
+class Unmade(Stuck):
+    """The run that this call is of has not been made there: nothing can be done with it until then."""
 
 
 def connect(uri: str) -> MlflowClient:
@@ -81,27 +87,42 @@ class Delivery:
         self._experiment, self._number = experiment, ""
         self._client = connect(uri)
         self._runs: dict[str, str | None] = {}  # MLflow's ids by ours; None: there is no such run
+        self._unmade: set[str] = set()  # ours, that were looked for in vain
+
+    def reach(self) -> None:
+        """Raises Away: the experiment cannot even be looked at."""
+        try:
+            self._number = self._find_experiment()
+        except Exception as error:  # as in `take`
+            raise Away(first_line(error)) from error
 
     def take(self, lines: Sequence[Line]) -> Line:
         """Makes the first of these calls, as many as go together; returns the last of them. Raises Away or Stuck."""
         calls = [line.call for line in lines]
-        told = list(takewhile(lambda call: call["do"] == "metrics", calls))
+        told = list(takewhile(lambda call: call["do"] == "metrics" and call["run"] not in self._unmade, calls))
         try:
             if told:
                 self._metrics(told)
                 return lines[len(told) - 1]
             self._one(calls[0])
             return lines[0]
+        except Unmade as error:
+            if told:  # others are not to wait for it
+                return self.take(lines)
+            self.stuck.add(str(error))
+            raise
         except Exception as error:  # artifact stores raise errors of their own, and tracking never ends training
-            if not self._answers():
+            if not self._at_work():
                 raise Away(first_line(error)) from error
             why = f"{_in_words(calls[0])}: {first_line(error)}"
             self.stuck.add(why)
             raise Stuck(why) from error
 
-    def _answers(self) -> bool:
+    def _at_work(self) -> bool:
+        """Whether it can be read and written: with a full disk, say, a database answers and takes nothing."""
         try:
-            self._number = self._find_experiment()
+            self.reach()
+            self._client.set_experiment_tag(self._number, _TRIED, str(time.time()))
         except Exception:  # as above
             return False
         return True
@@ -167,13 +188,15 @@ class Delivery:
             tags |= {_ATTEMPT: attempt, _RESTARTS: str(int(run.data.tags.get(_RESTARTS, "0")) + 1)}
         self._batch(number, call, _tags({**tags, _ID: call["run"], _USED: "yes"}))
         self._runs[call["run"]] = number
+        self._unmade.discard(call["run"])
 
     def _run(self, ours: str) -> str | None:
         """MLflow's id; None if the run was refused, or deleted by somebody."""
         if ours not in self._runs:
-            found = self._find_run(ours)
-            if found is None and not self._search(ours, ViewType.DELETED_ONLY):
-                raise MlflowException("its run has not been made yet")
+            found = None if ours in self._unmade else self._find_run(ours)
+            if found is None and (ours in self._unmade or not self._search(ours, ViewType.DELETED_ONLY)):
+                self._unmade.add(ours)
+                raise Unmade(f"what belongs to run {ours}, which has not been made there")
             self._runs[ours] = found.info.run_id if found else None
         return self._runs[ours]
 

@@ -24,7 +24,7 @@ from typing import Any
 from pipelines.location import Location
 
 _SUFFIX, _MARK = ".jsonl", ".done"
-_COPY_SECONDS = 30.0  # between copies into an object store
+_COPY_SECONDS, _COPY_SHARE = 30.0, 0.02  # between copies into an object store; of the time, for such copies
 _PIECE_BYTES = 4 << 20
 
 Call = dict[str, Any]  # `do` says what; JSON values
@@ -89,7 +89,12 @@ class Reader:
     def delivered(self, line: Line) -> None:
         """It, and all before it."""
         self.done = line.end
-        self._mark.write_text(str(line.end))  # a stale number is of no harm: what is delivered again changes nothing
+        with suppress(OSError):  # a stale number is of no harm: what is delivered again changes nothing
+            self._mark.write_text(str(line.end))
+
+    def rewind(self) -> None:
+        """For another server: all lines wait again, those too that are delivered, as far as they are still there."""
+        self.done = self._first
 
     def waiting(self) -> int:
         """How many lines."""
@@ -117,7 +122,7 @@ class Journal:
         self._name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{uuid.uuid4().hex[:6]}{_SUFFIX}".replace(".", "-", 1)
         self._temporary = tempfile.TemporaryDirectory(prefix="verydeep-") if folder.disk is None else None
         self._copy = None if folder.disk is not None else folder / self._name
-        self._copied, self._copied_at = (0, 0), time.monotonic()
+        self._copied, self._copy_at = (0, 0), time.monotonic() + _COPY_SECONDS
         place = folder.disk or Path(self._temporary.name if self._temporary else "")
         place.mkdir(parents=True, exist_ok=True)
         file = place / self._name
@@ -155,13 +160,14 @@ class Journal:
             if self._unflushed:
                 self._unflushed = False
                 os.fdatasync(self._stream)
-        elif now or time.monotonic() - self._copied_at > _COPY_SECONDS:
-            self._copied_at, state = time.monotonic(), (self.reader.done, self.size)
+        elif now or time.monotonic() > self._copy_at:
+            began, state = time.monotonic(), (self.reader.done, self.size)
             if self.empty:
                 self._copy.delete()
             elif state != self._copied:
                 self._copy.write(self.reader.rest())
-            self._copied = state
+            self._copied, ended = state, time.monotonic()
+            self._copy_at = ended + max(_COPY_SECONDS, (ended - began) / _COPY_SHARE)
 
     def close(self) -> None:
         """Nothing of it stays if all is delivered. Raises OSError."""

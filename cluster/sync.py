@@ -35,7 +35,10 @@ def deliver(folder: Location, uri: str | None, tell: Callable[[str], None]) -> S
 
 
 def _deliver(reader: Reader, folder: Location, uri: str | None, tell: Callable[[str], None]) -> Synced:
-    to, before, put_off = uri or reader.uri, reader.waiting(), list[Call]()
+    to, put_off = uri or reader.uri, list[Call]()
+    if to != reader.uri:
+        reader.rewind()
+    before = reader.waiting()
     runs = {line.call["run"] for line in reader.lines()}
     later: Journal | None = None
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 
-from cluster.deliver import Away, Delivery, Stuck, connected
+from cluster.deliver import Away, Delivery, Stuck, Unmade, connected
 from cluster.spool import Call, Journal, Line, Reader, left
 from pipelines.errors import ClusterError
 from pipelines.location import Location, public
@@ -26,6 +26,9 @@ def drain(reader: Reader, delivery: Delivery, put_off: Callable[[Call], None], o
     while on() and (lines := lines or reader.next()):
         try:
             last = delivery.take(lines[:1] if singly else lines)
+        except Unmade:
+            put_off(lines[0].call)
+            last = lines[0]
         except Stuck:
             failed += 1
             if failed < _ATTEMPTS:
@@ -151,9 +154,9 @@ class Uploader:
 
     def _deliver_left(self, delivery: Delivery) -> None:
         ours = self._journal.reader
-        with left(
-            self._folder, {journal.reader.file.name for journal in (self._journal, self._later) if journal}
-        ) as rest:
+        own = {journal.reader.file.name for journal in (self._journal, self._later) if journal is not None}
+        delivery.reach()  # before they are fetched from an object store
+        with left(self._folder, own) as rest:
             for reader in rest:
                 if (reader.uri, reader.experiment) == (ours.uri, ours.experiment):
                     drain(reader, delivery, self._put_off, self._on)

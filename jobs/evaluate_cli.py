@@ -76,7 +76,7 @@ def evaluate(options: argparse.Namespace) -> None:
     watch.say(f"Ray: {launch.connect()}")
     try:
         shape = place.shape(_cluster(options, sum(node.gpus for node in place.nodes())))
-        with interrupt.noted() as stop, _tracked(options, _name(data), root) as (tracker, run):
+        with interrupt.noted() as stop, _tracked(options, data, root) as (tracker, run):
             found = testing.carry_out(tests, data, root / TESTS, shape, watch, options.max_unreadable, stop)
             publish.publish(found, root, tracker, run)
     finally:
@@ -87,14 +87,17 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _tracked(options: argparse.Namespace, name: str, root: Location) -> Iterator[tuple["Tracker", str]]:
+def _tracked(options: argparse.Namespace, data: DataSet, root: Location) -> Iterator[tuple["Tracker", str]]:
     """A run of its own in MLflow."""
+    from cluster.submission import job_ids
     from cluster.track import Tracker, default_uri
+    from jobs import origin, tracked
     from jobs.store import SPOOL
 
     tracker = Tracker(default_uri(_root(options.storage)), "evaluations", root / SPOOL)
     try:
-        run = tracker.open_run(name, None, {}, None)
+        run = tracker.open_run(_name(data), None, origin.tags(None) | job_ids(), None)
+        tracked.data_set(tracker, run, data, "validation")
         told = ("checkpoints", "data", "mode", "scales", "mirror")
         tracker.parameters(run, {key: public(str(getattr(options, key))) for key in told})
         with tracker.ending(run):

@@ -3,9 +3,11 @@
 import argparse
 from collections.abc import Iterator
 
-from jobs.store import SPOOL
+from jobs.store import JOB, RESULTS, SPOOL
 from pipelines.errors import ClusterError, SettingsError
 from pipelines.location import Location, public
+
+_KINDS = ("runs", "evaluations")  # folders of a storage
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +30,7 @@ def _sync(options: argparse.Namespace) -> int:
     if options.uri is not None:
         check_uri(options.uri)
     spools = [spool for spool in _spools(place) if spool.files()]
-    calls = runs = kept = 0
+    calls = runs = kept = busy = 0
     for spool in spools:
         try:
             if (holder := lease.look(spool.parent)) is not None:
@@ -38,15 +40,15 @@ def _sync(options: argparse.Namespace) -> int:
             if len(spools) == 1:
                 raise
             print(error)
-            kept += 1
+            busy += 1
             continue
         calls, runs, kept = calls + synced.calls, runs + synced.runs, kept + synced.kept
-    if not calls and not kept:
+    if not calls and not kept and not busy:
         print(f"{public(str(place))}: MLflow has been told everything")
         return 0
-    left = f"; {kept} are kept" if kept else ""
+    left = f"; {kept} {'is' if kept == 1 else 'are'} kept" if kept else ""
     print(f"{calls} call{'s' * (calls != 1)} of {runs} run{'s' * (runs != 1)} delivered{left}")
-    return 1 if kept else 0
+    return 1 if kept or busy else 0
 
 
 def _place(what: str) -> Location:
@@ -57,12 +59,14 @@ def _place(what: str) -> Location:
     place = Location.of(what)
     if not place.exists():
         raise SettingsError(f"{what}: there is no such folder")
+    if place.name != SPOOL and not ({SPOOL, *_KINDS} & place.folders().keys() or {JOB, RESULTS} & place.files().keys()):
+        raise SettingsError(f"{what}: is neither the folder of a run nor a storage")
     return place
 
 
 def _spools(place: Location) -> Iterator[Location]:
     """The folder itself, and wherever below it spools of jobs and of tests are."""
     yield place if place.name == SPOOL else place / SPOOL
-    for kind in ("runs", "evaluations"):
+    for kind in _KINDS:
         for name in (place / kind).folders():
             yield place / kind / name / SPOOL

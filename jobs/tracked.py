@@ -50,11 +50,16 @@ def stage_tags(checked: Checked, name: str, workers: int) -> dict[str, str]:
 
 
 def data_sets(tracker: Tracker, run: str, training: DataSet, validation: DataSet) -> None:
-    for data, context in ((training, "training"), (validation, "validation")):
-        manifest = data.manifest
-        profile = {"num_rows": manifest.rows, "num_classes": len(manifest.classes), "num_bytes": manifest.total_bytes}
-        name = "/".join(data.location.path.rstrip("/").split("/")[-2:])  # its folder's name alone is often `train`
-        tracker.dataset(run, name, manifest.fingerprint, data.location, context, _SCHEMA, json.dumps(profile))
+    data_set(tracker, run, training, "training")
+    data_set(tracker, run, validation, "validation")
+
+
+def data_set(tracker: Tracker, run: str, data: DataSet, context: str) -> None:
+    """`context`: training or validation."""
+    manifest = data.manifest
+    profile = {"num_rows": manifest.rows, "num_classes": len(manifest.classes), "num_bytes": manifest.total_bytes}
+    name = "/".join(data.location.path.rstrip("/").split("/")[-2:])  # its folder's name alone is often `train`
+    tracker.dataset(run, name, manifest.fingerprint, data.location, context, _SCHEMA, json.dumps(profile))
 
 
 def listen(tracker: Tracker, run: str, record: Mapping[str, Any], settings: StageSettings, rows: int) -> None:
@@ -159,8 +164,3 @@ def _row(line: Mapping[str, str | int | float | None]) -> str:
     errors = [line["validation error"], line["top-1 error"]]
     shown = [*map(str, cells), *("-" if error is None else f"{100 * float(error):.1f} %" for error in errors)]
     return f"| {' | '.join(text.replace('|', chr(92) + '|') for text in shown)} |\n"
-
-
-def leaves(starts: Mapping[str, str | None]) -> list[str]:
-    """The stages that no other starts from. `starts`: each to the one that it starts from."""
-    return [name for name in starts if name not in starts.values()]

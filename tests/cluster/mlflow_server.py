@@ -12,9 +12,10 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
+import psycopg2
 import pytest
 
 PATIENCE_SECONDS = 180
@@ -67,6 +68,14 @@ class Postgres:
             cwd="/",
         )
         wait_for(lambda: connects(self.port))
+
+    def read_only(self, on: bool) -> None:
+        """As with a full disk, or after a change to a replica."""
+        with closing(psycopg2.connect(self.uri.replace("+psycopg2", ""))) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(f"ALTER SYSTEM SET default_transaction_read_only = {'on' if on else 'off'}")
+                cursor.execute("SELECT pg_reload_conf()")
 
     def stop(self) -> None:
         """At once, as after a crash."""

@@ -184,6 +184,23 @@ def test_a_database_that_goes_and_comes_back_under_the_server(server: Server, tm
     training.check(server.uri)
 
 
+def test_a_database_that_can_be_read_but_not_written_is_an_outage(server: Server, tmp_path: Path) -> None:
+    server.up()
+    training = Training(server.uri, tmp_path, "read only")
+    training.steps(150, 0.001)
+    assert training.tracker.settle(60)
+    server.database.read_only(True)
+    training.steps(200, 0.001)
+    wait_for(lambda: training.said)
+    server.database.read_only(False)
+    training.steps(150)
+    training.end()
+    assert training.tracker.settle(120)
+    training.tracker.close()
+    training.check(server.uri)
+    assert [("read-only" in line, "is back" in line) for line in training.said] == [(True, False), (False, True)]
+
+
 @pytest.mark.parametrize("state", ["up", "down", "hanging"])
 def test_a_call_takes_less_than_a_hundredth_of_a_step(
     state: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

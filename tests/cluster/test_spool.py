@@ -12,7 +12,9 @@ import pytest
 from pyarrow import fs as arrow_fs
 
 from cluster.spool import Journal, Reader, left, running
+from cluster.track import Tracker
 from pipelines.location import Location
+from tests.cluster.mlflow_server import free_port, wait_for
 
 ROOT = Path(__file__).parent.parent.parent
 PROCESS = """
@@ -137,6 +139,36 @@ def test_an_object_store_has_a_copy_of_what_waits_and_no_more(tmp_path: Path) ->
     journal.reader.delivered(journal.reader.next()[-1])
     journal.close()
     assert not folder.files()
+
+
+def test_what_is_left_in_an_object_store_is_not_fetched_while_the_server_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, uri, said = bucket(tmp_path), f"http://127.0.0.1:{free_port()}", list[str]()
+    journal = Journal(folder, uri, "job")
+    journal.append({"do": "metrics"})
+    journal.close()
+    monkeypatch.setattr(Location, "read", lambda *_: pytest.fail("fetched"))
+    tracker = Tracker(uri, "job", folder, said.append)
+    wait_for(lambda: said)  # it was tried twice
+    tracker.close()
+    assert "does not answer" in said[0]
+    assert len(folder.files()) == 1
+
+
+def test_a_journal_is_delivered_though_there_is_no_room_to_note_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(Location.of(tmp_path), "http://mlflow", "job")
+    for number in range(3):
+        journal.append({"number": number})
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_text", lambda *_: os.write(os.open("/dev/full", os.O_WRONLY), b"1"))
+        journal.reader.delivered(journal.reader.next(2)[-1])
+    assert numbers(journal.reader) == [2]
+    journal.close()
+    with left(Location.of(tmp_path)) as (reader,):
+        assert numbers(reader) == [0, 1, 2]  # once more, which is of no harm
 
 
 def test_a_full_disk_is_an_error_and_the_next_line_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Against real MLflow stores in SQLite files, and servers that are not there."""
 
 import json
+import math
 import socket
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from cluster import upload
 from cluster.track import Tracker, default_uri
 from pipelines.errors import ClusterError
 from pipelines.location import Location
@@ -167,6 +169,43 @@ def test_files_that_the_store_cannot_take_hold_nothing_up_and_come_later(tmp_pat
     assert [file.path for file in MlflowClient(uri).list_artifacts(number)] == ["one.txt"]
     assert len(said) == 2
     assert not list(spool.iterdir())
+
+
+def test_calls_of_a_run_that_was_never_made_are_kept_at_once_and_hold_no_other_up(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, slept = list[str](), list[float]()
+    monkeypatch.setattr(upload.time, "sleep", slept.append)
+    tracker = Tracker(uri, "job", Location.of(tmp_path), said.append)
+    run, unmade = tracker.open_run("a", None, {}, None), "0" * 32
+    for step in range(200):
+        tracker.metrics(run, {"loss": 1.0}, step)
+        tracker.metrics(unmade, {"loss": 1.0}, step)
+    tracker.settle(60, patient=False)
+    tracker.close()
+    assert len(MlflowClient(uri).get_metric_history(found(uri, run).info.run_id, "loss")) == 200
+    assert not slept
+    assert [f"what belongs to run {unmade}" in line for line in said] == [True, False]
+    assert said[1].startswith("200 calls for MLflow")
+
+    tracker = Tracker(uri, "job", Location.of(tmp_path), said.append)  # which makes it, and has the calls
+    tracker.open_run("b", None, {}, unmade)
+    assert tracker.settle(60)
+    tracker.close()
+    assert len(MlflowClient(uri).get_metric_history(found(uri, unmade).info.run_id, "loss")) == 200
+
+
+def test_numbers_that_are_none_arrive_once(uri: str, tmp_path: Path) -> None:
+    tracker = Tracker(uri, "job", Location.of(tmp_path))
+    run = tracker.open_run("a", None, {}, None)
+    for _ in range(2):
+        for step, loss in enumerate((0.5, math.nan, math.inf)):
+            tracker.metrics(run, {"loss": loss}, step, 1.0)
+    tracker.close()
+    history = [(m.step, m.value) for m in MlflowClient(uri).get_metric_history(found(uri, run).info.run_id, "loss")]
+    assert [step for step, _ in history] == [0, 1, 2]
+    assert math.isnan(history[1][1])
+    assert history[2][1] > 1e308
 
 
 def test_the_environment_names_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

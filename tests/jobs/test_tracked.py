@@ -2,12 +2,14 @@
 
 import json
 import subprocess
+import uuid
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from cluster.spool import Journal
 from cluster.track import Tracker
 from jobs import cli, origin, stored, tracked
 from jobs.store import SPOOL
@@ -141,6 +143,22 @@ def test_sync_delivers_what_is_left_of_all_jobs_and_tells_of_it(
     assert {found(uri, run).data.metrics["loss"] for run in told.values()} == {1.0}
 
 
+def test_another_mlflow_is_told_what_the_first_one_was_told_already(
+    uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    journal = Journal(Location.of(tmp_path / SPOOL), f"http://127.0.0.1:{free_port()}", "left")
+    at, run = {"at": 1000, "attempt": "1"}, uuid.uuid4().hex
+    journal.append({"do": "open", "run": run, "name": "moved", "parent": None, "tags": {}, **at})
+    for step in range(1, 9):
+        journal.append({"do": "metrics", "run": run, "values": {"loss": 1 / step}, "step": step, **at})
+    journal.reader.delivered(journal.reader.next(5)[-1])
+    journal.close()
+    assert cli.main(["sync", str(tmp_path), "--uri", uri]) == 0
+    assert capsys.readouterr().out == "9 calls of 1 run delivered\n"
+    history = MlflowClient(uri).get_metric_history(found(uri, run).info.run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [(step, 1 / step) for step in range(1, 9)]
+
+
 def test_sync_leaves_a_job_alone_that_is_being_run(
     uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,4 +167,26 @@ def test_sync_leaves_a_job_alone_that_is_being_run(
     assert capsys.readouterr().err == f"verydeep: {tmp_path / SPOOL}: its job is being run, and delivers by itself\n"
     assert cli.main(["sync", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err == f"verydeep: {tmp_path / 'none'}: there is no such folder\n"
+    other = tmp_path / "other"
+    other.mkdir()
+    assert cli.main(["sync", str(other)]) == 2
+    assert capsys.readouterr().err == f"verydeep: {other}: is neither the folder of a run nor a storage\n"
+    tracker.close()
+
+
+def test_sync_delivers_what_is_left_of_the_others_while_one_job_is_being_run(
+    uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    busy, left = (Location.of(tmp_path / "runs" / name / SPOOL) for name in ("busy", "left"))
+    tracker = Tracker(uri, "left", busy)
+    run, at = uuid.uuid4().hex, {"at": 1000, "attempt": "1"}
+    journal = Journal(left, uri, "left")
+    journal.append({"do": "open", "run": run, "name": "left", "parent": None, "tags": {}, **at})
+    journal.close()
+    assert cli.main(["sync", str(tmp_path)]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        f"{busy}: its job is being run, and delivers by itself",
+        "1 call of 1 run delivered",
+    ]
+    assert found(uri, run).info.run_name == "left"
     tracker.close()

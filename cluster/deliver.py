@@ -48,7 +48,7 @@ _GONE = "there is no such run any more"
 
 
 class Away(Exception):
-    """The server does not answer, or says that it cannot do anything now."""
+    """Nothing can be delivered now; in words that go on after the server's name."""
 
 
 class Stuck(Exception):
@@ -71,7 +71,7 @@ def connected(uri: str, experiment: str) -> "Delivery":
     try:
         return Delivery(uri, experiment)
     except MlflowException as error:
-        raise Away(first_line(error)) from error
+        raise Away(f"cannot be used ({first_line(error)})") from error
 
 
 class Delivery:
@@ -94,7 +94,7 @@ class Delivery:
         try:
             self._number = self._find_experiment()
         except Exception as error:  # as in `take`
-            raise Away(first_line(error)) from error
+            raise Away(_away(error)) from error
 
     def take(self, lines: Sequence[Line]) -> Line:
         """Makes the first of these calls, as many as go together; returns the last of them. Raises Away or Stuck."""
@@ -113,7 +113,7 @@ class Delivery:
             raise
         except Exception as error:  # artifact stores raise errors of their own, and tracking never ends training
             if not self._at_work():
-                raise Away(first_line(error)) from error
+                raise Away(_away(error)) from error
             why = f"{_in_words(calls[0])}: {first_line(error)}"
             self.stuck.add(why)
             raise Stuck(why) from error
@@ -304,6 +304,12 @@ class Delivery:
         self.refused[text] += count
         if call["do"] == "register":
             self.answers[call["id"]] = ClusterError(f"MLflow at {public(self.uri)}: {text}")
+
+
+def _away(error: Exception) -> str:
+    """What it means if nothing works. MLflow raises errors of its own while it handles those of the network."""
+    silent = isinstance(error, OSError) or isinstance(error.__context__, OSError)
+    return f"{'does not answer' if silent else 'takes nothing'} ({first_line(error)})"
 
 
 def _permanent(error: MlflowException) -> bool:

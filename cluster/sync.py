@@ -53,7 +53,7 @@ def _deliver(reader: Reader, folder: Location, uri: str | None, tell: Callable[[
         delivery = connected(to, reader.experiment)
         drain(reader, delivery, keep, lambda: True)
     except Away as error:
-        tell(f"MLflow at {public(to)} does not answer: {public(str(error))}")
+        tell(f"MLflow at {public(to)} {public(str(error))}")
     finally:
         if later is not None:
             later.close()

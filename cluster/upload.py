@@ -145,7 +145,7 @@ class Uploader:
                 rest, size = self._later.reader, self._later.size
                 drain(rest, delivery, self._put_off, lambda: self._on() and rest.done < size)
         except OSError as error:
-            raise Away(f"{self._folder}: {error}") from error
+            raise Away(f"cannot be told what waits in {self._folder} ({error})") from error
         finally:
             self._answer(delivery)
             self._delivering = False
@@ -201,8 +201,8 @@ class Uploader:
         elif not self._told_away:  # a second time: the first may be no more than an answer that was lost
             self._told_away = True
             self._tell(
-                f"MLflow at {public(self._journal.reader.uri)} does not answer ({public(reason)}); the work goes on, "
-                f"and all is kept in {self._folder}; `verydeep sync {self._folder}` delivers it later"
+                f"MLflow at {public(self._journal.reader.uri)} {public(reason)}; the work goes on, and "
+                f"all is kept in {self._folder}; `verydeep sync {self._folder}` delivers it later"
             )
 
     def _back(self) -> None:

@@ -198,7 +198,7 @@ def test_a_database_that_can_be_read_but_not_written_is_an_outage(server: Server
     assert training.tracker.settle(120)
     training.tracker.close()
     training.check(server.uri)
-    assert [("read-only" in line, "is back" in line) for line in training.said] == [(True, False), (False, True)]
+    assert [("takes nothing" in line, "is back" in line) for line in training.said] == [(True, False), (False, True)]
 
 
 @pytest.mark.parametrize("state", ["up", "down", "hanging"])

@@ -2,7 +2,10 @@
 
 import json
 import math
+import re
 import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from cluster import upload
 from cluster.track import Tracker, default_uri
 from pipelines.errors import ClusterError
 from pipelines.location import Location
+from tests.cluster.mlflow_server import wait_for
 
 
 def found(uri: str, ours: str) -> Run:
@@ -28,6 +32,16 @@ def no_server() -> str:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{s.getsockname()[1]}"
+
+
+class Forbidding(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_error(403)
+
+    do_POST = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +159,23 @@ def test_a_server_that_is_not_there_is_a_line_and_all_is_kept(tmp_path: Path) ->
     ]
     (file,) = (tmp_path / "spool").glob("*.jsonl")
     assert [json.loads(line).get("do") for line in file.read_text().splitlines()] == [None, "open", "metrics"]
+
+
+def test_a_server_that_lets_nobody_in_is_told_of_as_it_is(tmp_path: Path) -> None:
+    said: list[str] = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Forbidding) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://me:secret@127.0.0.1:{server.server_port}"
+        tracker = Tracker(uri, "job", Location.of(tmp_path / "spool"), said.append)
+        tracker.open_run("a", None, {}, None)
+        wait_for(lambda: said)
+        tracker.close()
+        server.shutdown()
+    assert re.match(
+        rf"MLflow at http://127.0.0.1:{server.server_port} takes nothing \(.*403.*\); the work goes on", said[0]
+    )
+    assert not [line for line in said if "secret" in line]
+    assert len(said) == 2
 
 
 def test_files_that_the_store_cannot_take_hold_nothing_up_and_come_later(tmp_path: Path) -> None:

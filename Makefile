@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-# These wait for minutes, and have a Ray of their own each: beside the other tests.
+# Four parts that wait for processes most of the time, side by side; each has a Ray of its own.
 JOBS   := tests/jobs/test_ray_job.py
-CRASH  := tests/jobs/test_crash.py
+CRASH  := tests/jobs/test_crash.py tests/jobs/test_chain_crash.py
+RAY    := tests/cluster
+OTHERS := tests $(addprefix --ignore=,$(JOBS) $(CRASH) $(RAY))
 # Programs that the shell line `#!/usr/bin/env -S python -m jobs` starts must be those of the environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -22,11 +24,13 @@ demo: $(READY)
 	@$(BIN)/verydeep run jobs/demo.yaml
 
 test: check
-	@logs=$$(mktemp -d); $(BIN)/python -m pytest $(JOBS) >$$logs/jobs 2>&1 & jobs=$$!; \
-	 $(BIN)/python -m pytest $(CRASH) >$$logs/crash 2>&1 & crash=$$!; \
-	 $(BIN)/python -m pytest --ignore $(JOBS) --ignore $(CRASH); others=$$?; \
-	 wait $$crash; crash=$$?; wait $$jobs; jobs=$$?; \
-	 cat $$logs/crash $$logs/jobs; rm -r $$logs; exit $$((jobs | crash | others))
+	@logs=$$(mktemp -d); failed=0; \
+	 $(BIN)/python -m pytest $(JOBS) >$$logs/1 2>&1 & jobs=$$!; \
+	 $(BIN)/python -m pytest $(CRASH) >$$logs/2 2>&1 & crash=$$!; \
+	 $(BIN)/python -m pytest $(RAY) >$$logs/3 2>&1 & ray=$$!; \
+	 $(BIN)/python -m pytest $(OTHERS) || failed=1; \
+	 for part in $$ray $$crash $$jobs; do wait $$part || failed=1; done; \
+	 cat $$logs/*; rm -r $$logs; exit $$failed
 
 check: $(READY)
 	@$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 
 
@@ -32,6 +33,12 @@ class Crew:
         for name, _ in found:
             self._busy.pop(name).join()
         return found
+
+    def wait(self, seconds: float) -> None:
+        """Until all have ended, so long at most."""
+        deadline = time.monotonic() + seconds
+        for thread in self._busy.values():
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _do(self, name: str, work: Callable[[], None]) -> None:
         try:

@@ -217,8 +217,8 @@ def ask_to_stop(root: Location, held: Held, now: bool) -> None:
 
 
 def look(root: Location) -> Holder | None:
-    """Who runs the job in the folder `root`. Of a driver elsewhere it is waited whether it renews its lease: 20 s
-    most. Raises OSError."""
+    """Who runs the job in the folder `root`. Of a driver elsewhere it is waited for 20 s at most, whether it
+    renews its lease. Raises OSError."""
     slot, still = Slot(root / LEASE), Stillness()
     first = text = persistently(slot.read, slot.place)
     while (held := Held.of(text)) is not None:

@@ -49,6 +49,7 @@ from jobs.watch import Watch
 from pipelines.errors import TrainingError, VerydeepError, first_line
 
 _POLL_SECONDS = 1.0  # between looks for room
+_FAREWELL_SECONDS = 20.0  # for parts that are to end at once
 _REGISTERING_SECONDS = 300.0  # that the end waits, to be able to say the version
 
 
@@ -145,12 +146,17 @@ class _Run:
         known = forecast.costs(self._checked, self._choice)
         costs = {name: known.get(name, 0.0) for name in needs}
         chain, crew, claims = Chain(needs, costs), Crew(), Claims(self._shape)
-        while not chain.over and (crew.busy or not self._stop.asked):
-            if not self._stop.asked:
-                self._begin(chain, crew, claims, do, set(trials.needs))
-            for name, error in crew.ended(_POLL_SECONDS):
-                claims.remove(name)
-                self._ended(chain, name, error)
+        try:
+            while not chain.over and (crew.busy or not self._stop.asked):
+                if not self._stop.asked:
+                    self._begin(chain, crew, claims, do, set(trials.needs))
+                for name, error in crew.ended(_POLL_SECONDS):
+                    claims.remove(name)
+                    self._ended(chain, name, error)
+        except BaseException:  # of the main thread itself: nothing goes on without it
+            self._stop.ask("the driver has failed", at_once=True)
+            crew.wait(_FAREWELL_SECONDS)
+            raise
         return chain
 
     def _begin(
@@ -162,12 +168,14 @@ class _Run:
         tests: Collection[str],
     ) -> None:
         """Whatever is ready and finds room, the most urgent first; where a stage does not, tests may."""
-        most = self._checked.job.cluster.side_by_side
+        most, full = self._checked.job.cluster.side_by_side, set[bool]()
         for name in chain.ready:
             if most != "auto" and len(chain.running) >= most:
                 return
-            workers = claims.workers(name in tests)
+            kind = name in tests
+            workers = 0 if kind in full else claims.workers(kind)
             if not workers:
+                full.add(kind)
                 continue
             on = replace(self._shape, workers=workers, least=1) if name in tests else self._shape
             hear = claims.add(name, workers)
@@ -196,6 +204,7 @@ class _Run:
 
     def _conclude(self, chain: Chain, stages: Stages, trials: Trials, site: Site) -> list[Result]:
         """What all of it came to. Raises as `run`."""
+        self._lease.check()  # who has lost it writes nothing more
         found, failed = trials.results(chain.done)
         trials.publish(found)
         if found:

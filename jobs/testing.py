@@ -86,14 +86,17 @@ def complete(
 
     `hear` gets the workers' records. Raises as `carry_out`.
     """
-    wanted = dict.fromkeys(
-        view for test in tests for mode in test.modes if model in test.models for view in test.views(model, mode)
-    )
     there = looks.there(folder)
-    missing = [view for view in wanted if not _whole(folder, there.get(_key(model, view, data)), watch)]
+    missing = [view for view in wanted(model, tests) if not _whole(folder, there.get(_key(model, view, data)), watch)]
     most = max(1, _HELD_BYTES // (4 * data.rows * len(data.manifest.classes)))
     for first in range(0, len(missing), most):
         _compute(model, tuple(missing[first : first + most]), data, folder, on, watch, stop, hear)
+
+
+def wanted(model: Model, tests: Iterable[Trial]) -> list[View]:
+    """All that the tests look at with this model, once."""
+    views = (view for test in tests if model in test.models for mode in test.modes for view in test.views(model, mode))
+    return list(dict.fromkeys(views))
 
 
 def results_of(test: Trial, data: DataSet, folder: Location, most_unreadable: float) -> list[Result]:

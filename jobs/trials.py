@@ -61,14 +61,12 @@ class Trials:
         return found, failed
 
     def publish(self, found: Sequence[Result]) -> None:
-        """In the job's folder and in MLflow, beside what tests that are not wanted now came to before."""
+        """In the job's folder and in MLflow, beside what other tests came to before."""
         site = self._site
         if not found:
             return
-        before = (
-            [] if len(self._names) == len(site.checked.job.evaluations) else stored.read(site.checked.store).results
-        )
-        others = [result for result in before if result.test not in self._names]
+        tests = {result.test for result in found}
+        others = [result for result in stored.read(site.checked.store).results if result.test not in tests]
         publish.publish([*found, *others], site.checked.store.root, site.tracker, site.parent)
         for name, run in self._stages.runs.items():
             if values := tracked.errors_of(found, name):

@@ -106,7 +106,7 @@ def test_an_exchange_that_was_measured_shorter_than_none_is_none() -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ("--scale 32 --input-size 50", "input_size: 50 is not a multiple of 32"),
+        ("--scale 64 --input-size 50", "input_size: 50 is not a multiple of 32"),
         ("--scale 32 --net F", "net: Input should be 'A', 'A-LRN', 'B', 'C', 'D' or 'E'"),
         ("--scale 32 --input-size 32 --steps 0", "--steps 0: at least 1"),
         ("--scale 32 --input-size 32 --json /nowhere/a.json", "/nowhere/a.json: there is no folder /nowhere"),

@@ -21,7 +21,7 @@ from tests.cluster.chaos import send
 
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE_SECONDS = 300
-EPOCHS = 6
+EPOCHS = 4
 JOB = """
 name: {name}
 data: {{train: {data}/train, val: {data}/val}}
@@ -63,7 +63,8 @@ def test_a_chain_killed_three_times_trains_no_finished_epoch_twice(digits: tuple
         assert process.wait(PATIENCE_SECONDS) == 0, log.read_text()[-3000:]
     said.append(log.read_text())
     check(said[-1], before, trained)
-    assert all(set(trained[stage]) == set(range(1, EPOCHS + 1)) for stage in STAGES)
+    assert done(tmp_path, "chain") == dict.fromkeys(STAGES, EPOCHS)
+    assert sum(map(len, trained.values())) >= 9, "three lines of each run that was killed"
     assert any(map(overlapping, said)), "two at a time"
     another_stage_alone_is_trained(file, data, tmp_path)
 

@@ -237,7 +237,7 @@ def test_workers_send_what_a_kernel_counts_of_real_steps() -> None:
     for k, changes in enumerate(KINDS):
         expected = STEPS * estimate.sent_bytes(settings(width=0.2, batch=8, **changes), 10, size)
         counted = sum(each[k] for each in by_rank) / size
-        assert counted == pytest.approx(expected, rel=0.03), changes
+        assert counted == pytest.approx(expected, rel=0.06), changes
     assert estimate.sent_bytes(settings(), 10, 1) == 0
     assert math.log2(size) * 4 * estimate.parameters(settings(), 10) == estimate.sent_bytes(
         settings(reproducible="exact"), 10, size

@@ -86,7 +86,7 @@ def test_nets_are_tested_fused_and_found_again(
     (spoilt,) = (folder / "tests").glob("second-multi-crop-40-*")
     spoilt.write_bytes(spoilt.read_bytes()[:-20])
     assert main(["evaluate", *arguments]) == 0
-    assert re.findall("(.*): [0-9]+ of 60 right", capsys.readouterr().out) == ["second: multi-crop, Q = 40"], (
+    assert re.findall("(.*): [0-9]+ of 60 right", capsys.readouterr().out) == ["test of second: multi-crop, Q = 40"], (
         "the rest is known"
     )
     assert (folder / "results.json").read_text() == before
@@ -137,7 +137,11 @@ def test_a_test_of_other_scales_needs_only_what_is_new(nets: tuple[Path, Path]) 
         Trial("two", both[:1], ("both", "dense"), [40, 48]),
         Trial("fused", both, ("dense",), [40], fuse=True),
     ]
-    needed = {model.name: [(view.mode, view.scale) for view in views] for model, views in testing._needed(tests)}
+    needed = {
+        model.name: [(view.mode, view.scale) for view in views]
+        for model in both
+        for views in [testing.wanted(model, tests)]
+    }
     assert needed == {
         "first": [("dense", 40), ("dense", 48), ("multi-crop", 40), ("multi-crop", 48)],
         "second": [("dense", 40)],

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -132,7 +133,9 @@ def test_of_many_that_begin_at_once_exactly_one_runs_the_job(root: Location, bef
     for thread in threads:
         thread.join()
     assert len(refused) == len(threads) - 1, "and it has it still"
-    assert all(f"job demo is being run by host {running[0]}, process 123, since " in line for line in refused)
+    # In a store one may see another first, who then loses it to that one.
+    named = [re.match(r"job demo is being run by host (h\d), process 123, since ", line) for line in refused]
+    assert all(match and (match[1] == running[0] or root.disk is None) for match in named)
     assert read(root) is None
 
 

@@ -179,7 +179,7 @@ def test_what_cannot_be_is_refused_in_a_line(job: str, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize(
     "change",
-    ["train.width=1e300", "train.width=1e308", f"train.epochs={10**400}", "checkpoints.every_minutes=1e-320"],
+    ["train.width=1e300", "train.width=1e308", "checkpoints.every_minutes=1e-320"],
 )  # fmt: skip
 def test_numbers_beyond_all_measure_are_refused_in_a_line(
     job: str, change: str, capsys: pytest.CaptureFixture[str]

@@ -228,7 +228,7 @@ def test_the_command_line_makes_the_page_and_says_where_it_is(
     ("damage", "line"),
     [
         (shutil.rmtree, r"holds no run of a job \(it has no job.yaml\)"),
-        (lambda run: (run / JOB).write_text("name: x"), "job.yaml: data: is missing"),
+        (lambda run: (run / JOB).write_text("name: x"), "job.yaml:1:1: data: is missing"),
         (lambda run: (run / STAGES).unlink(), "stages.json: says nothing of a, e; `verydeep run`"),
         *(
             (

@@ -121,7 +121,14 @@ def test_the_resolved_job_reads_back_as_itself(tmp_path: Path) -> None:
 
 def test_shipped_jobs_are_valid_and_executable() -> None:
     files = sorted((ROOT / "jobs").glob("*.yaml"))
-    assert {f.name for f in files} >= {"demo.yaml", "vgg_a.yaml", "vgg_d.yaml", "vgg_e.yaml", "photos.yaml"}
+    assert {f.name for f in files} >= {
+        "demo.yaml",
+        "paper.yaml",
+        "vgg_a.yaml",
+        "vgg_d.yaml",
+        "vgg_e.yaml",
+        "photos.yaml",
+    }
     for file in files:
         schema.load(file)
         assert file.read_text().startswith("#!/usr/bin/env -S python -m jobs\n")

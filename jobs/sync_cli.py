@@ -29,24 +29,23 @@ def _sync(options: argparse.Namespace) -> int:
         check_uri(options.uri)
     spools = [spool for spool in _spools(place) if spool.files()]
     calls = runs = kept = 0
+    busy = False
     for spool in spools:
         try:
             if (holder := lease.look(spool.parent)) is not None:
                 raise ClusterError(f"{spool.parent}: is being run by {holder}, and delivers by itself")
             synced = sync.deliver(spool, options.uri, print)
         except ClusterError as error:
-            if len(spools) == 1:
-                raise
             print(error)
-            kept += 1
+            busy = True
             continue
         calls, runs, kept = calls + synced.calls, runs + synced.runs, kept + synced.kept
-    if not calls and not kept:
+    if not calls and not kept and not busy:
         print(f"{public(str(place))}: MLflow has been told everything")
         return 0
     left = f"; {kept} are kept" if kept else ""
     print(f"{calls} call{'s' * (calls != 1)} of {runs} run{'s' * (runs != 1)} delivered{left}")
-    return 1 if kept else 0
+    return 1 if kept or busy else 0
 
 
 def _place(what: str) -> Location:

@@ -159,8 +159,3 @@ def _row(line: Mapping[str, str | int | float | None]) -> str:
     errors = [line["validation error"], line["top-1 error"]]
     shown = [*map(str, cells), *("-" if error is None else f"{100 * float(error):.1f} %" for error in errors)]
     return f"| {' | '.join(text.replace('|', chr(92) + '|') for text in shown)} |\n"
-
-
-def leaves(starts: Mapping[str, str | None]) -> list[str]:
-    """The stages that no other starts from. `starts`: each to the one that it starts from."""
-    return [name for name in starts if name not in starts.values()]

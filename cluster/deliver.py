@@ -284,10 +284,14 @@ class Delivery:
         if run is None or not place.exists():
             self._refuse(call, _GONE if run is None else f"{place} is not there any more")
             return
-        try:
+
+        def register() -> None:
             trained = nets.load(place)
             found = registry.register(self._client, run, call["name"], trained, call["tags"], call["aliases"])
             self.answers[call["id"]] = found
+
+        try:
+            self._refusable(call, register)
         except VerydeepError as error:
             self._refuse(call, first_line(error))
 

@@ -37,13 +37,14 @@ class Stop:
 def noted(stop: Stop | None = None) -> Iterator[Stop]:
     """The first signal asks for a stop, a second one for one at once; a third raises KeyboardInterrupt, in case that
     nothing heeds the wish. To be entered in the main thread, after Ray has started, which has handlers of its own."""
-    stop = stop or Stop()
+    stop, came = stop or Stop(), []
 
     def note(number: int, frame: FrameType | None) -> None:
         del frame
-        if stop.at_once:
+        came.append(number)
+        if len(came) > 2:
             raise stop.error()
-        stop.ask("" if number == signal.SIGINT else signal.Signals(number).name, at_once=stop.asked)
+        stop.ask("" if number == signal.SIGINT else signal.Signals(number).name, at_once=len(came) > 1)
 
     with _handled(note):
         yield stop

@@ -16,7 +16,7 @@ from cluster.interrupt import Stop
 from cluster.posteriors import Posteriors
 from cluster.settings import ClusterSettings
 from cluster.views import View
-from pipelines.errors import ClusterError, TrainingError, first_line
+from pipelines.errors import ClusterError, RoomError, TrainingError, first_line
 from pipelines.location import Location
 from pipelines.schema import MANIFEST
 from pipelines.shards import DataSet
@@ -136,6 +136,8 @@ def _accompany(fit: Fit, course: Course, box: Mailbox, stop: Stop, listen: Liste
             listen({"kind": "lost"})
         at_work = course.workers
         if time.monotonic() - looked > _NODES_POLL_SECONDS:
+            if course.short:
+                rest()  # the places of tests that are over may be what it lacks
             if not course.workers:
                 rest()  # it may wait for their places
             room, leaving = place.room(fit.on) if course.short else 0, place.leaving()
@@ -143,8 +145,9 @@ def _accompany(fit: Fit, course: Course, box: Mailbox, stop: Stop, listen: Liste
         decision = course.decide(time.monotonic(), room, stop, leaving)
         if decision.move is Move.ABORT:
             fit.abort()
-            here = f"; the cluster has {place.describe(place.nodes())}" if decision.lacks_room else ""
-            return Ended(How.FAILED, decision.why + here) if decision.why else Ended(How.STOPPED)
+            if decision.lacks_room:
+                raise RoomError(f"{decision.why}; the cluster has {place.describe(place.nodes())}")
+            return Ended(How.FAILED, decision.why) if decision.why else Ended(How.STOPPED)
         if decision.move is Move.STOP:
             reason = decision.why
             box.ask_to_stop()

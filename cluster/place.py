@@ -116,8 +116,8 @@ def most_places(on: Shape) -> int:
 
 def can_grow() -> bool:
     """Whether an autoscaler may add to the cluster."""
-    there, most = nodes(), _most()
-    return most.cpus > sum(n.cpus for n in there) or most.gpus > sum(n.gpus for n in there)
+    now, later = ray.cluster_resources(), ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    return any(later.get(kind, 0) > now.get(kind, 0) for kind in ("CPU", "GPU"))
 
 
 def leaving() -> set[str]:

@@ -129,7 +129,7 @@ class Journal:
         self._stream = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
         _lock(self._stream)
         self._appending = threading.Lock()
-        self._torn = self._unflushed = False
+        self._torn = self._unflushed = self._closed = False
         self._write({"uri": uri, "experiment": experiment})
         self.reader = Reader(file)
         self.size = self.reader.done
@@ -137,6 +137,8 @@ class Journal:
     def append(self, call: Call) -> None:
         """Raises OSError: the disk is full, say; nothing of it is there then."""
         with self._appending:
+            if self._closed:
+                raise OSError("it is closed")
             self.size += self._write(call)
 
     def _write(self, call: Call) -> int:
@@ -176,7 +178,9 @@ class Journal:
         finally:
             if self._temporary is not None or not self.reader.waiting():
                 self.reader.remove()
-            os.close(self._stream)
+            with self._appending:
+                self._closed = True
+                os.close(self._stream)
             if self._temporary is not None:
                 self._temporary.cleanup()
 

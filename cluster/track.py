@@ -146,11 +146,13 @@ class Tracker:
         self._call("end", run, status=status, at=_stamp(None))
 
     @contextmanager
-    def ending(self, run: str) -> Iterator[None]:
-        """Ends the run as what the block ends as."""
+    def ending(self, run: str, unless: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """Ends the run as what the block ends as; does not end it `unless` that is for someone else to do."""
         try:
             yield
         except BaseException as error:
+            if unless():
+                raise
             self.end_run(run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         self.end_run(run, "FINISHED")

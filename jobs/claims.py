@@ -15,6 +15,7 @@ class Claims:
     def __init__(self, shape: Shape) -> None:
         self._shape = shape
         self._lock = threading.Lock()
+        self._grows = True
         self._promised: dict[str, int] = {}
         self._at_work: dict[str, int] = {}
 
@@ -27,7 +28,7 @@ class Claims:
             return self._shape.workers  # in turn, if need be: it waits for room itself
         least = 1 if test else self._shape.least
         room = launch.room(self._shape, test)
-        if place.can_grow():  # it does when more is asked for
+        if self._grows and place.can_grow():  # it does when more is asked for
             room = max(room, place.most_places(self._shape) - promised + unseen)
         return place.fits(room, unseen, least, self._shape.workers)
 
@@ -48,6 +49,10 @@ class Claims:
                         self._at_work[name] = 0
 
         return hear
+
+    def lacked_room(self) -> None:
+        """The cluster did not grow when it was asked to: what is there from now on is what counts."""
+        self._grows = False
 
     def remove(self, name: str) -> None:
         with self._lock:

@@ -43,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"verydeep: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
-        goes_on = "; the same command goes on where this one stopped" if options.verb in (run_cli.run, _prepare) else ""
+        fresh = " without --fresh" if getattr(options, "fresh", False) else ""
+        again = f"; the same command{fresh} goes on where this one stopped"
+        goes_on = again if options.verb in (run_cli.run, _prepare) else ""
         why = f": {error}" if str(error) else ""
         print(f"verydeep: interrupted{why}{goes_on}", file=sys.stderr)
         return 130

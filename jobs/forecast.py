@@ -131,19 +131,26 @@ def forecast(checked: Checked, choice: Choice, given: Given) -> Forecast:
         if max(sizes) > _MOST:
             raise OverflowError
     except OverflowError as error:
-        raise SettingsError(
-            f"{checked.job.name}: a width, a number of epochs or another setting is so large that the job's work can't "
-            "be reckoned"
-        ) from error
+        raise _beyond_measure(checked) from error
     return found
+
+
+def _beyond_measure(checked: Checked) -> SettingsError:
+    return SettingsError(
+        f"{checked.job.name}: a width, a number of epochs or another setting is so large that the job's work can't be "
+        "reckoned"
+    )
 
 
 def costs(checked: Checked, choice: Choice) -> dict[str, float]:
     """The operations that are left of each part, which urgency goes by; nothing is read of what was measured. Raises as
     `decide.decisions`."""
     decisions = {decision.stage: decision for decision in decide.decisions(checked, choice)}
-    parts, _ = _unpaced(checked, choice, decisions, checked.job.cluster.workers[1])
-    return {part.name: float(part.work.flops) for part in parts}
+    try:
+        parts, _ = _unpaced(checked, choice, decisions, checked.job.cluster.workers[1])
+        return {part.name: float(part.work.flops) for part in parts}
+    except OverflowError as error:
+        raise _beyond_measure(checked) from error
 
 
 def _forecast(

@@ -38,6 +38,11 @@ log = logging.getLogger(__name__)
 Tell = Callable[[str], None]
 
 
+def _now() -> float:
+    """Seconds that go on while the machine is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 @contextmanager
 def held(root: Location, stop: Stop, holder: Holder, tell: Tell = log.warning) -> Iterator["Lease"]:
     """The lease of the job in the folder `root`, while the block lasts; `tell` gets lines for people.
@@ -90,7 +95,7 @@ class Stillness:
     looked: float = field(default=-2 * EXPIRY_SECONDS)
 
     def seconds(self, text: str | None) -> float:
-        now = time.monotonic()
+        now = _now()
         if text != self.text or now - self.looked > EXPIRY_SECONDS / 2:
             self.text, self.since = text, now
         self.looked = now
@@ -134,11 +139,16 @@ class Lease:
     def __init__(self, root: Location, mine: Held, stop: Stop, tell: Tell) -> None:
         self._slot, self._requests = Slot(root / LEASE), Slot(root / STOP)
         self._job, self._mine, self._stop, self._tell = root.name, mine, stop, tell
-        self._renewed = time.monotonic()
+        self._renewed = _now()
         self._lost: str | None = None
         self._failing = False
         self._ended = threading.Event()
         self._turn = threading.Lock()
+
+    @property
+    def lost(self) -> bool:
+        """Another driver is known to have it."""
+        return self._lost is not None
 
     def check(self) -> None:
         """Before what only the holder may do, such as finishing a stage. From memory, unless the last renewal is too
@@ -146,7 +156,7 @@ class Lease:
 
         Raises LeaseError: another driver has it. ClusterError: the storage cannot be reached to find out.
         """
-        if self._lost is None and time.monotonic() - self._renewed > 2 * RENEWAL_SECONDS:
+        if self._lost is None and _now() - self._renewed > 2 * RENEWAL_SECONDS:
             try:
                 persistently(self._renew, self._slot.place)
             except OSError as error:
@@ -159,7 +169,7 @@ class Lease:
         while not self._ended.wait(LOOK_SECONDS) and self._lost is None:
             try:
                 self._hear()
-                if time.monotonic() - self._renewed >= RENEWAL_SECONDS:
+                if _now() - self._renewed >= RENEWAL_SECONDS:
                     self._renew()
             except OSError as error:  # it may come back
                 if not self._failing:
@@ -182,7 +192,9 @@ class Lease:
 
     def _renew(self) -> None:
         with self._turn:
-            text, now = self._slot.read(), time.monotonic()
+            if self._ended.is_set():
+                return  # it is given up
+            text, now = self._slot.read(), _now()
             if not self._is_mine(text):
                 other = Held.of(text)
                 if other is not None or now - self._renewed > EXPIRY_SECONDS:
@@ -190,7 +202,7 @@ class Lease:
                     return  # otherwise somebody deleted or damaged it, and it is put back
             after = replace(self._mine, counter=self._mine.counter + 1)
             if self._slot.swap(text, after.text):
-                self._mine, self._renewed, self._failing = after, time.monotonic(), False
+                self._mine, self._renewed, self._failing = after, _now(), False
 
     def _lose(self, other: Held | None) -> None:
         whom = f": {other.holder}, since {other.holder.since}" if other else " meanwhile"

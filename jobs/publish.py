@@ -50,6 +50,12 @@ def register(
     return tracker.register(run, job, model.file, tags, aliases)
 
 
+def alias(stage: str) -> str:
+    """Of the stage's net in the registry, in the characters that MLflow takes; some names are MLflow's, or ours."""
+    name = re.sub(r"[^\w-]", "_", stage)
+    return f"stage-{name}" if re.fullmatch(rf"latest|{ALIAS}|v\d+", name, re.IGNORECASE) else name
+
+
 def errors(result: Result, with_mode: bool) -> dict[str, float]:
     """As metrics; `with_mode`: the mode is part of their names, since the test has several."""
     mode = f"{result.mode}." if with_mode else ""

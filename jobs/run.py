@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
-from cluster import interrupt, launch, place, registry
+from cluster import interrupt, launch, pieces, place, registry
 from cluster.interrupt import Stop
 from cluster.mailbox import Listen
 from cluster.place import Shape
 from cluster.submission import job_ids
-from cluster.track import Tracker, default_uri
+from cluster.track import Tracker, check_uri, default_uri
 from jobs import (
     decide,
     forecast,
@@ -24,7 +24,6 @@ from jobs import (
     results,
     schema,
     selection,
-    stored,
     tables,
     tracked,
 )
@@ -46,10 +45,10 @@ from jobs.status import published
 from jobs.store import SPOOL, write_text
 from jobs.trials import Trials
 from jobs.watch import Watch
-from pipelines.errors import TrainingError, VerydeepError, first_line
+from pipelines.errors import RoomError, TrainingError, VerydeepError, first_line
 
 _POLL_SECONDS = 1.0  # between looks for room
-_FAREWELL_SECONDS = 20.0  # for parts that are to end at once
+_FAREWELL_SECONDS = 45.0  # for parts that are to end at once
 _REGISTERING_SECONDS = 300.0  # that the end waits, to be able to say the version
 
 
@@ -60,15 +59,16 @@ def run(checked: Checked, choice: Choice | None = None, job_file: str | None = N
     KeyboardInterrupt when a stop was asked for.
     """
     choice, uri, root = choice or Choice(), default_uri(checked.job.root), checked.store.root
+    check_uri(uri)
     selection.wanted(checked.job, choice)
     names = {file: model.name for file, model in checked.files.items()}
     watch, stop = Watch(Board(checked.job.name, outline.lines(checked.job, names))), Stop()
-    with watch, held(root, stop, Holder.here(), watch.say) as lease:
+    with watch, interrupt.noted(stop), held(root, stop, Holder.here(), watch.say) as lease:
         todo = decide.decisions(checked, choice)
-        with _connected(checked, watch) as shape, interrupt.noted(stop):
+        with _connected(checked, watch) as shape, interrupt.noted(stop):  # again: Ray has handlers of its own
             checked.store.create()
             try:
-                with published(watch.board, root, watch.say):
+                with published(watch.board, root, watch.say, lambda: lease.lost):
                     return _Run(checked, choice, shape, watch, stop, lease).carry_out(todo, uri, job_file)
             except VerydeepError as error:  # whatever it is, the work has begun
                 raise error if error.exit_status == 1 else TrainingError(str(error)) from error
@@ -100,14 +100,14 @@ class _Run:
     def carry_out(self, todo: Sequence[Decision], uri: str, job_file: str | None) -> list[Result]:
         """Raises as `run`."""
         checked, watch = self._checked, self._watch
-        folders = checked.begun(todo)
-        checked.store.note_stages(folders)
-        origins = origin.tags(job_file) | job_ids()
+        origins, costs = origin.tags(job_file) | job_ids(), forecast.costs(checked, self._choice)
         with self._tracked(uri, origins) as (tracker, parent):
+            folders = checked.begun(todo)
+            checked.store.note_stages(folders)
             site = Site(checked, folders, tracker, parent, origins, watch, self._stop, self._lease)
             stages = Stages(site)
             trials = Trials(site, stages, selection.tests(checked.job, self._choice))
-            chain = self._work(todo, stages, trials)
+            chain = self._work(todo, stages, trials, costs)
             found = self._conclude(chain, stages, trials, site)
         watch.say(f"Checkpoints and results: {checked.store.root}")
         watch.say(f"All runs in MLflow:      {_ui(uri)}")
@@ -120,15 +120,15 @@ class _Run:
         tracker = Tracker(uri, job.name, root / SPOOL, lambda line: self._watch.say(f"warning: {line}"))
         try:
             parent = open_run(tracker, root / "job.json", job.name, None, {"job": job.name, **origins})
-            tracked.data_sets(tracker, parent, checked.training, checked.validation)
-            write_text(root / "job.yaml", schema.resolved(job))
-            tracker.artifact(parent, root / "job.yaml")
-            with tracker.ending(parent):
+            with tracker.ending(parent, lambda: self._lease.lost):
+                tracked.data_sets(tracker, parent, checked.training, checked.validation)
+                write_text(root / "job.yaml", schema.resolved(job))
+                tracker.artifact(parent, root / "job.yaml")
                 yield tracker, parent
         finally:
             tracker.close()
 
-    def _work(self, todo: Sequence[Decision], stages: Stages, trials: Trials) -> Chain:
+    def _work(self, todo: Sequence[Decision], stages: Stages, trials: Trials, costs: Mapping[str, float]) -> Chain:
         """All that is to be done, until it is, or a stop is asked for."""
         for decision in todo:
             if decision.action in (Action.REUSE, Action.SKIP):
@@ -143,16 +143,20 @@ class _Run:
             **{name: partial(stages.train, decision) for name, decision in begun.items()},
             **{name: partial(trials.carry_out, name) for name in trials.needs},
         }
-        known = forecast.costs(self._checked, self._choice)
-        costs = {name: known.get(name, 0.0) for name in needs}
-        chain, crew, claims = Chain(needs, costs), Crew(), Claims(self._shape)
+        chain = Chain(needs, {name: costs.get(name, 0.0) for name in needs})
+        crew, claims = Crew(), Claims(self._shape)
         try:
             while not chain.over and (crew.busy or not self._stop.asked):
                 if not self._stop.asked:
                     self._begin(chain, crew, claims, do, set(trials.needs))
                 for name, error in crew.ended(_POLL_SECONDS):
                     claims.remove(name)
-                    self._ended(chain, name, error)
+                    if isinstance(error, RoomError) and crew.busy:  # later, when others have ended
+                        claims.lacked_room()
+                        chain.stop(name)
+                        self._watch.board.set(name, Phase.WAITING)
+                    else:
+                        self._ended(chain, name, error)
         except BaseException:  # of the main thread itself: nothing goes on without it
             self._stop.ask("the driver has failed", at_once=True)
             crew.wait(_FAREWELL_SECONDS)
@@ -182,6 +186,8 @@ class _Run:
             chain.begin(name)
             self._watch.set(name, Phase.RUNNING)
             crew.start(name, partial(do[name], on, hear))
+        if not any(name in tests for name in (*chain.running, *chain.ready)):
+            pieces.rest()  # so that others have the places of their workers
 
     def _ended(self, chain: Chain, name: str, error: BaseException | None) -> None:
         match error:
@@ -205,23 +211,23 @@ class _Run:
     def _conclude(self, chain: Chain, stages: Stages, trials: Trials, site: Site) -> list[Result]:
         """What all of it came to. Raises as `run`."""
         self._lease.check()  # who has lost it writes nothing more
+        self._stop.heed()
         found, failed = trials.results(chain.done)
         trials.publish(found)
         if found:
             self._watch.say(f"\n{tables.text(tables.tables(found))}\n")
-        there = stored.read(self._checked.store)
+        there = trials.stored()
         page = report.write(there, self._checked.training, self._checked.validation)
         tracked.job_done(site.tracker, site.parent, there)
         site.tracker.artifact(site.parent, page)
         self._watch.say(f"Report:                  {page}")
-        self._stop.heed()
         if lines := [*failures(chain), *(f"test {name} failed: {why}" for name, why in failed.items())]:
             raise TrainingError("\n".join(lines))
         if not self._choice.only:
-            self._register(found, stages, site)
+            self._register(there.results, stages, site)
         return found
 
-    def _register(self, found: list[Result], stages: Stages, site: Site) -> None:
+    def _register(self, found: Sequence[Result], stages: Stages, site: Site) -> None:
         """The chain's best net, by its tests, or without any by validation; and those that no other starts from."""
         job, tested = self._checked.job, results.best(found, stages.finished)
         best = tested.model if tested else max(stages.finished, key=lambda name: stages.finished[name].accuracy)
@@ -229,7 +235,7 @@ class _Run:
         leaves = graph.leaves({name: [stage.init.source or ""] for name, stage in job.stages.items()})
         for name in dict.fromkeys([best, *(leaf for leaf in leaves if leaf in stages.finished)]):
             own = results.best(found, [name])
-            aliases = [name, registry.ALIAS] if name == best else [name]
+            aliases = [registry.ALIAS, publish.alias(name)] if name == best else [publish.alias(name)]
             run = stages.runs.get(name) or site.parent
             answers[name] = publish.register(job.name, stages.model(name), own, site.tracker, run, aliases)
         site.tracker.settle(_REGISTERING_SECONDS, patient=False)

@@ -17,7 +17,7 @@ class Site:
     """`folders`: where each stage is, or will be. `parent`: the job's run in MLflow. `origins`: tags of all runs."""
 
     checked: Checked
-    folders: Mapping[str, StageFolder]
+    folders: dict[str, StageFolder]
     tracker: Tracker
     parent: str
     origins: Mapping[str, str]

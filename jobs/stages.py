@@ -11,11 +11,11 @@ from cluster.settings import StageSettings
 from jobs import outline, rates, schema, tables, tracked
 from jobs.checkpoints import Model, net_file
 from jobs.line import Phase
-from jobs.plan import Decision
+from jobs.plan import Action, Decision
 from jobs.site import Site, open_run
-from jobs.store import Finished, StageFolder, read_json, read_text, write_text
+from jobs.store import Finished, StageFolder, read_json, read_text, write_json, write_text
 from jobs.stored import StoredStage
-from pipelines.errors import ClusterError, TrainingError
+from pipelines.errors import CheckpointError, ClusterError, TrainingError
 
 
 class Stages:
@@ -28,8 +28,12 @@ class Stages:
 
     def find(self, decision: Decision) -> None:
         """A stage that was done before, if it is."""
-        if not self._found(self._site.folders[decision.stage], decision.reason):
-            self._site.watch.set(decision.stage, Phase.LEFT_OUT, decision.reason)
+        folder = self._site.folders[decision.stage]
+        if self._found(folder, decision.reason):
+            return
+        if decision.action is Action.REUSE:
+            raise CheckpointError(f"stage {decision.stage}: the net that it delivers has vanished from {folder.path}")
+        self._site.watch.set(decision.stage, Phase.LEFT_OUT, decision.reason)
 
     def _found(self, folder: StageFolder, reason: str) -> bool:
         finished = folder.finished()
@@ -40,6 +44,8 @@ class Stages:
         run = (read_json(folder.path / "run.json") or {}).get("run")
         if run and folder.job is None:  # what this job's tests come to is no part of another job's run
             self.runs[name] = str(run)
+            if not (read_json(folder.path / "run.json") or {}).get("told"):  # the driver was killed just then
+                self._tell(folder, finished, str(run))
         site.watch.board.recall(name, finished.epochs, site.checked.job.stages[name].epochs)
         site.watch.set(name, Phase.DONE, reason)
         return True
@@ -50,6 +56,8 @@ class Stages:
         folder, settings = site.folders[name], site.checked.job.stages[name]
         there = site.checked.store.found(folder)
         if there.job is not None and self._found(there, f"meanwhile, in job {there.job}"):
+            site.folders[name] = there
+            site.checked.store.note_stages(dict(site.folders))
             return
         title = outline.stage_title(settings)
         site.watch.say(f"{name}: {title}: {decision.action.value}, {decision.reason}")
@@ -68,10 +76,6 @@ class Stages:
         tags = {**site.origins, **tracked.stage_tags(site.checked, folder.name, on.workers)}
         run = open_run(site.tracker, folder.path / "run.json", folder.name, site.parent, tags)
         self.runs[folder.name] = run
-        tracked.data_sets(site.tracker, run, site.checked.training, site.checked.validation)
-        site.tracker.parameters(run, settings.model_dump(by_alias=True, mode="json"))
-        start, place = self._start(settings), folder.path.absolute
-        stage = Stage(folder.name, settings, data.train, data.val, place, start, run, job.checkpoints)
         gathered = _Gathered(on.workers)
 
         def listen(record: dict[str, Any]) -> None:
@@ -80,16 +84,27 @@ class Stages:
             site.watch.hear(folder.name, record)
             tracked.listen(site.tracker, run, record, settings, site.checked.training.rows)
 
-        with site.tracker.ending(run):
+        with site.tracker.ending(run, lambda: site.lease.lost):
+            tracked.data_sets(site.tracker, run, site.checked.training, site.checked.validation)
+            site.tracker.parameters(run, settings.model_dump(by_alias=True, mode="json"))
+            start, place = self._start(settings), folder.path.absolute
+            stage = Stage(folder.name, settings, data.train, data.val, place, start, run, job.checkpoints)
             try:
                 launch.train_stage(stage, on, job.cluster, listen, site.stop)
             finally:
                 self._list_unreadable(run, folder, gathered.unreadable)
             finished = self._finish(folder, settings)
-            self._note_rate(folder, settings, on, gathered)
-            site.tracker.artifact(run, finished.delivered, "checkpoints")
-            tracked.stage_done(site.tracker, run, StoredStage(folder.name, settings, finished.epochs, True, None))
+        self._note_rate(folder, settings, on, gathered)
+        self._tell(folder, finished, run)
         return finished
+
+    def _tell(self, folder: StageFolder, finished: Finished, run: str) -> None:
+        """MLflow, of what the stage came to; told twice it is there once."""
+        tracker, settings = self._site.tracker, self._site.checked.job.stages[folder.name]
+        tracker.artifact(run, finished.delivered, "checkpoints")
+        tracked.stage_done(tracker, run, StoredStage(folder.name, settings, finished.epochs, True, None))
+        tracker.end_run(run, "FINISHED")
+        write_json(folder.path / "run.json", {"run": run, "told": True})
 
     def _finish(self, folder: StageFolder, settings: StageSettings) -> Finished:
         progress = folder.progress()

@@ -97,10 +97,12 @@ def read(root: Location) -> Status | None:
 
 
 @contextmanager
-def published(board: Board, root: Location, warn: Callable[[str], None]) -> Iterator[None]:
+def published(
+    board: Board, root: Location, warn: Callable[[str], None], silent: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
     """While the block lasts, what is known is in the storage, and in the end how the block ended. A storage that fails
-    is warned of once."""
-    publisher = _Publisher(board, root, warn)
+    is warned of once. Nothing is written while `silent` says so."""
+    publisher = _Publisher(board, root, warn, silent)
     publisher.start()
     ended = Ended("failed")
     try:
@@ -120,7 +122,8 @@ def published(board: Board, root: Location, warn: Callable[[str], None]) -> Iter
 class _Publisher:
     """A thread that writes."""
 
-    def __init__(self, board: Board, root: Location, warn: Callable[[str], None]) -> None:
+    def __init__(self, board: Board, root: Location, warn: Callable[[str], None], silent: Callable[[], bool]) -> None:
+        self._silent = silent
         self._board, self._place, self._warn = board, root / STATUS, warn
         self._driver, self._begun = Driver.here(), time.time()
         self._counter, self._seen, self._written = 0, -1, 0.0
@@ -147,6 +150,8 @@ class _Publisher:
         self._write()
 
     def _write(self) -> None:
+        if self._silent():
+            return
         self._seen, self._written = self._board.changes, time.monotonic()
         self._counter += 1
         now = time.time()

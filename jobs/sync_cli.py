@@ -29,25 +29,25 @@ def _sync(options: argparse.Namespace) -> int:
 
     if options.uri is not None:
         check_uri(options.uri)
-    spools = [spool for spool in _spools(place) if spool.files()]
-    calls = runs = kept = busy = 0
-    for spool in spools:
+    calls = runs = kept = 0
+    busy = False
+    for spool in _spools(place):
+        if not spool.files():
+            continue
         try:
             if (holder := lease.look(spool.parent)) is not None:
                 raise ClusterError(f"{spool.parent}: is being run by {holder}, and delivers by itself")
             synced = sync.deliver(spool, options.uri, print)
         except ClusterError as error:
-            if len(spools) == 1:
-                raise
             print(error)
-            busy += 1
+            busy = True
             continue
         calls, runs, kept = calls + synced.calls, runs + synced.runs, kept + synced.kept
-    if not calls and not kept and not busy:
+    if calls or kept:
+        left = f"; {kept} {'is' if kept == 1 else 'are'} kept" if kept else ""
+        print(f"{calls} call{'s' * (calls != 1)} of {runs} run{'s' * (runs != 1)} delivered{left}")
+    elif not busy:
         print(f"{public(str(place))}: MLflow has been told everything")
-        return 0
-    left = f"; {kept} {'is' if kept == 1 else 'are'} kept" if kept else ""
-    print(f"{calls} call{'s' * (calls != 1)} of {runs} run{'s' * (runs != 1)} delivered{left}")
     return 1 if kept or busy else 0
 
 

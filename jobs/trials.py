@@ -12,9 +12,10 @@ from jobs.line import Phase
 from jobs.results import Result
 from jobs.site import Site
 from jobs.stages import Stages
-from jobs.store import TESTS
+from jobs.store import RESULTS, TESTS
+from jobs.stored import Stored
 from jobs.testing import Trial
-from pipelines.errors import VerydeepError
+from pipelines.errors import DataError, VerydeepError
 
 _UNREADABLE = 0.01  # share of images, of nets out of files
 
@@ -52,9 +53,10 @@ class Trials:
             subjects = list(dict.fromkeys(self._settings(name).models))
             if not all(self._part(subject) in done for subject in subjects):
                 continue
-            trial, folder = self._trial(name, subjects), site.checked.store.root / TESTS
+            folder = site.checked.store.root / TESTS
             most = min((self._stage_unreadable(subject) for subject in subjects), default=_UNREADABLE)
             try:
+                trial = self._trial(name, subjects)
                 found += testing.results_of(trial, site.checked.validation, folder, most)
             except VerydeepError as error:
                 failed[name] = str(error)
@@ -66,7 +68,7 @@ class Trials:
         if not found:
             return
         tests = {result.test for result in found}
-        others = [result for result in stored.read(site.checked.store).results if result.test not in tests]
+        others = [result for result in self.stored().results if result.test not in tests]
         publish.publish([*found, *others], site.checked.store.root, site.tracker, site.parent)
         for name, run in self._stages.runs.items():
             if values := tracked.errors_of(found, name):
@@ -75,6 +77,15 @@ class Trials:
             if own := self._stages.runs.get(result.model):  # a stage by itself
                 values = publish.errors(result, with_mode=True)
                 site.tracker.metrics(own, {f"test.{result.test}.{key}": value for key, value in values.items()}, 0)
+
+    def stored(self) -> Stored:
+        """All that is stored of the job; results that are damaged count as none. Raises ClusterError or DataError."""
+        store = self._site.checked.store
+        try:
+            return stored.read(store)
+        except DataError:
+            (store.root / RESULTS).delete()
+            return stored.read(store)
 
     def _settings(self, name: str) -> EvaluationSettings:
         return self._site.checked.job.evaluations[name]

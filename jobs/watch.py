@@ -42,12 +42,15 @@ class Watch:
 
     def say(self, line: str = "") -> None:
         """A line of its own, above the live view."""
-        if self._drawn:
-            harmless = "\n".join(map(screen.harmless, line.split("\n")))
-            self._console.print(Text(harmless), soft_wrap=True)
-        else:
-            sys.stdout.write(f"{line}\n")
-            sys.stdout.flush()
+        try:
+            if self._drawn:
+                harmless = "\n".join(map(screen.harmless, line.split("\n")))
+                self._console.print(Text(harmless), soft_wrap=True)
+            else:
+                sys.stdout.write(f"{line}\n")
+                sys.stdout.flush()
+        except OSError:  # a log on a full disk, a pipe that was closed: no reason to end work
+            return
 
     def hear(self, name: str, record: Mapping[str, Any], now: float | None = None) -> None:
         """A record of the node `name` (see `cluster.records`)."""

@@ -8,6 +8,7 @@
     ├── ClusterError       the cluster cannot give what the job asks for
     ├── LeaseError         a job that another driver runs, or nobody
     ├── TrainingError      training that cannot go on, such as a loss that is not finite
+    │   └── RoomError      the cluster has had no room for it
     └── BenchError         contenders that cannot be compared
 
 Everything that is found before work starts ends the command with status 2, what stops it later with 1.
@@ -49,6 +50,10 @@ class TrainingError(VerydeepError):
 
 class LeaseError(VerydeepError):
     exit_status = 1
+
+
+class RoomError(TrainingError):
+    pass
 
 
 class BenchError(VerydeepError):

@@ -163,8 +163,8 @@ def test_sync_leaves_a_job_alone_that_is_being_run(
     uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tracker = Tracker(uri, "left", Location.of(tmp_path / SPOOL))
-    assert cli.main(["sync", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == f"verydeep: {tmp_path / SPOOL}: its job is being run, and delivers by itself\n"
+    assert cli.main(["sync", str(tmp_path)]) == 1
+    assert capsys.readouterr().out == f"{tmp_path / SPOOL}: its job is being run, and delivers by itself\n"
     assert cli.main(["sync", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err == f"verydeep: {tmp_path / 'none'}: there is no such folder\n"
     other = tmp_path / "other"

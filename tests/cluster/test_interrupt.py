@@ -33,9 +33,11 @@ def test_the_first_wish_is_why_it_ends_and_haste_is_never_taken_back() -> None:
     assert str(stop.error()) == "the lease was lost"
 
 
-def test_a_signal_after_another_wish_hurries_it() -> None:
+def test_after_another_wish_a_first_signal_does_not_hurry_it_but_a_second_one_does() -> None:
     with noted() as stop:
         stop.ask("verydeep stop")
+        signal.raise_signal(signal.SIGTERM)
+        assert (stop.at_once, stop.why) == (False, "verydeep stop")
         signal.raise_signal(signal.SIGTERM)
         assert (stop.at_once, stop.why) == (True, "verydeep stop")
 

@@ -250,11 +250,13 @@ def ended(process: "subprocess.Popen[str]") -> int:
 
 
 def steps_of(uri: str) -> list[int]:
-    client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name("outage")
-    assert experiment is not None
-    found = client.search_runs([experiment.experiment_id], f"tags.`verydeep.run` = '{'0' * 32}'")
-    return sorted(m.step for run in found for m in client.get_metric_history(run.info.run_id, "loss"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")  # of a server on a busy machine, which has all to be read
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name("outage")
+        assert experiment is not None
+        found = client.search_runs([experiment.experiment_id], f"tags.`verydeep.run` = '{'0' * 32}'")
+        return sorted(m.step for run in found for m in client.get_metric_history(run.info.run_id, "loss"))
 
 
 class unreliable:

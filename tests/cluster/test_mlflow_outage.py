@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -54,6 +55,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         shutil.rmtree(database.folder, ignore_errors=True)
 
 
+@contextmanager
+def patience() -> Iterator[None]:
+    """For a server on a busy machine, which has all to be read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
+        yield
+
+
 class Training:
     """Logs as training does, and remembers what."""
 
@@ -86,6 +95,7 @@ class Training:
         self.tracker.end_run(self.run, "FINISHED")
         self.tracker.end_run(self.parent, "FINISHED")
 
+    @patience()
     def check(self, uri: str) -> None:
         """All is there, nothing twice, and nothing is left in the spool."""
         client = MlflowClient(uri)
@@ -249,14 +259,13 @@ def ended(process: "subprocess.Popen[str]") -> int:
     return int(lines[-1])
 
 
+@patience()
 def steps_of(uri: str) -> list[int]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")  # of a server on a busy machine, which has all to be read
-        client = MlflowClient(uri)
-        experiment = client.get_experiment_by_name("outage")
-        assert experiment is not None
-        found = client.search_runs([experiment.experiment_id], f"tags.`verydeep.run` = '{'0' * 32}'")
-        return sorted(m.step for run in found for m in client.get_metric_history(run.info.run_id, "loss"))
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("outage")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], f"tags.`verydeep.run` = '{'0' * 32}'")
+    return sorted(m.step for run in found for m in client.get_metric_history(run.info.run_id, "loss"))
 
 
 class unreliable:

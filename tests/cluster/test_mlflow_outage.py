@@ -45,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("mlflow"), database)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+            patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
             patch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
             database.start()
             yield server

@@ -44,6 +44,8 @@ class Pool:
 
     def rest(self) -> None:
         """Gives the places of all that have nothing to do back to the cluster."""
+        if not ray.is_initialized():
+            return
         with self._lock:
             self._forget()
             idle, self._idle = self._idle, []

@@ -99,10 +99,16 @@ def done(storage: Path, job: str) -> dict[str, int]:
 
 
 def overlapping(said: str) -> bool:
-    """Whether stages were trained at the same time: an epoch of one ended between two of another."""
-    order = [stage for stage, _ in EPOCH.findall(said)]
-    spans = [(order.index(stage), len(order) - order[::-1].index(stage)) for stage in set(order)]
-    return any(len(set(order[first:last])) > 1 for first, last in spans)
+    """Whether a stage began before another one had ended."""
+    under_way: set[str] = set()
+    for stage, what in re.findall(r"^(\S+): (net|done)", said, re.M):
+        if what == "done":
+            under_way.discard(stage)
+            continue
+        under_way.add(stage)
+        if len(under_way) > 1:
+            return True
+    return False
 
 
 def wait(process: "subprocess.Popen[bytes]", log: Path, until: Callable[[], bool]) -> None:

@@ -98,12 +98,13 @@ def test_a_log_has_nothing_but_lines_from_many_threads_and_warnings_on_the_other
 
 
 PROGRAM = """
-import sys, threading, time, warnings
+import signal, sys, threading, time, warnings
 from jobs.board import Board
 from jobs.line import Line, Phase
 from jobs.watch import Watch
 
 EPOCH = EPOCH_1
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
 board = Board("job", [Line("a", "net A, S 34"), *(Line(f"e-{i}", "net E, S 34", ("a",)) for i in range(20))])
 with Watch(board) as watch:
     watch.say("first of all")

@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 # Four parts that wait for processes most of the time, side by side; each has a Ray of its own.
 JOBS   := tests/jobs/test_ray_job.py
-CRASH  := tests/jobs/test_crash.py tests/jobs/test_chain_crash.py
+CRASH  := tests/jobs/test_crash.py
 RAY    := tests/cluster
 OTHERS := tests $(addprefix --ignore=,$(JOBS) $(CRASH) $(RAY))
 # Programs that the shell line `#!/usr/bin/env -S python -m jobs` starts must be those of the environment.
@@ -42,7 +42,7 @@ docs: $(READY)
 
 soak: $(READY)
 	@PHOTOS="$(PHOTOS)" $(BIN)/python -m pytest -s tests/soak/soak_input.py tests/soak/soak_failures.py \
-	  tests/soak/soak_silent.py tests/soak/soak_stop.py
+	  tests/soak/soak_silent.py tests/soak/soak_stop.py tests/soak/soak_chain.py
 
 bench: $(READY)
 	@test -n "$(DATA)" || { echo "name a data set: make bench DATA=~/verydeep/data/mine/train" >&2; exit 2; }

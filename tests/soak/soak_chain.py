@@ -1,4 +1,5 @@
-"""A chain whose driver is killed again and again: side by side, and no epoch that had finished is trained twice."""
+"""A chain whose driver is killed again and again: side by side, and no epoch that had finished is trained twice:
+`make soak`, some minutes."""
 
 import os
 import random

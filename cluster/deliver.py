@@ -70,7 +70,7 @@ def connected(uri: str, experiment: str) -> "Delivery":
     """Raises Away: this program's MLflow cannot use such an address, for a package that it lacks, say."""
     try:
         return Delivery(uri, experiment)
-    except MlflowException as error:
+    except Exception as error:  # of SQLAlchemy's, or of a database's driver, which may not even be installed
         raise Away(f"cannot be used ({first_line(error)})") from error
 
 
@@ -310,10 +310,14 @@ class Delivery:
             self.answers[call["id"]] = ClusterError(f"MLflow at {public(self.uri)}: {text}")
 
 
-def _away(error: Exception) -> str:
-    """What it means if nothing works. MLflow raises errors of its own while it handles those of the network."""
-    silent = isinstance(error, OSError) or isinstance(error.__context__, OSError)
-    return f"{'does not answer' if silent else 'takes nothing'} ({first_line(error)})"
+def _away(error: BaseException) -> str:
+    """What it means if nothing works. Of an error of the network, which others were raised from, it is the first."""
+    first = error
+    while first.__context__ is not None:
+        first = first.__context__
+    if isinstance(first, (ConnectionError, TimeoutError)) or (isinstance(first, OSError) and first.errno is not None):
+        return f"does not answer ({first.strerror or first_line(first)})"
+    return f"takes nothing ({first_line(error)})"
 
 
 def _permanent(error: MlflowException) -> bool:

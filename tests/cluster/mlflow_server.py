@@ -18,7 +18,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-PATIENCE_SECONDS = 180
+PATIENCE_SECONDS = 300  # it was seen to take 130 to start, beside twenty busy processes
 
 
 def free_port() -> int:

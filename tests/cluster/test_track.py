@@ -147,18 +147,29 @@ def test_what_can_never_be_a_store_is_one_line_at_the_start(wrong: str, tmp_path
 
 
 def test_a_server_that_is_not_there_is_a_line_and_all_is_kept(tmp_path: Path) -> None:
-    said: list[str] = []
-    tracker = Tracker(no_server(), "job", Location.of(tmp_path / "spool"), said.append)
+    said, uri, spool = list[str](), no_server(), tmp_path / "spool"
+    tracker = Tracker(uri, "job", Location.of(spool), said.append)
     run = tracker.open_run("a", None, {}, None)
     tracker.metrics(run, {"loss": 1.0}, 1)
     assert not tracker.settle(1)
     tracker.close()
-    assert [("does not answer" in line, f"verydeep sync {tmp_path / 'spool'}" in line) for line in said] == [
-        (True, True),
-        (False, True),
+    assert said == [
+        f"MLflow at {uri} does not answer (Connection refused); the work goes on, and all is kept in {spool}; "
+        f"`verydeep sync {spool}` delivers it later",
+        f"2 calls for MLflow at {uri} wait in {spool}; `verydeep sync {spool}` delivers them",
     ]
-    (file,) = (tmp_path / "spool").glob("*.jsonl")
+    (file,) = spool.glob("*.jsonl")
     assert [json.loads(line).get("do") for line in file.read_text().splitlines()] == [None, "open", "metrics"]
+
+
+def test_a_store_that_mlflow_lacks_a_package_for_is_a_line_and_all_is_kept(tmp_path: Path) -> None:
+    said: list[str] = []
+    tracker = Tracker("mssql+none://host/runs", "job", Location.of(tmp_path), said.append)
+    tracker.open_run("a", None, {}, None)
+    wait_for(lambda: said)
+    tracker.close()
+    assert said[0].startswith("MLflow at mssql+none://host/runs cannot be used (Can't load plugin")
+    assert said[1].startswith("1 call for MLflow")
 
 
 def test_a_server_that_lets_nobody_in_is_told_of_as_it_is(tmp_path: Path) -> None:

@@ -99,6 +99,10 @@ def test_nets_are_tested_fused_and_found_again(
     run = client.search_runs([experiment.experiment_id])[0]
     assert {"results.csv", "results.md", "results.json"} <= {a.path for a in client.list_artifacts(run.info.run_id)}
     assert "fused.first_and_second.both.top1_error" in run.data.metrics
+    assert {"verydeep.version", "ray.job_id"} <= run.data.tags.keys()
+    (tested,) = run.inputs.dataset_inputs
+    assert tested.dataset.digest == picture_set.manifest.fingerprint[:36]
+    assert [(tag.key, tag.value) for tag in tested.tags] == [("mlflow.data.context", "validation")]
 
 
 def check_averages(folder: Path) -> None:

@@ -8,7 +8,7 @@ from cluster import checkpoint
 from cluster.flops import training_flops
 from cluster.settings import EvaluationSettings, StageSettings
 from cluster.views import View, scales_of, views
-from jobs import decide, estimate, looks, rates, schema, selection
+from jobs import decide, estimate, looks, outline, rates, schema, selection
 from jobs.check import Checked
 from jobs.estimate import Files, Images, Shape, Sizes, Work
 from jobs.plan import Action, Decision, State
@@ -181,11 +181,6 @@ def _sets(checked: Checked) -> tuple[Images, Images]:
     )
 
 
-def test_of(name: str) -> str:
-    """The part that tests this stage's net, or this file's."""
-    return f"test of {name}"
-
-
 def _workers(checked: Checked, given: Given) -> int:
     """Raises SettingsError."""
     workers = given.workers or checked.job.cluster.workers[1]
@@ -234,7 +229,7 @@ def _test(checked: Checked, model: str, wanted: Sequence[View], missing: Sequenc
     stage = model in checked.job.stages
     shape = Shape(net.net, len(data.manifest.classes), net.input_size, net.width)
     work = estimate.testing(shape, missing, sizes, Images(data.rows, data.manifest.total_bytes))
-    name = test_of(model if stage else checked.files[model].name)
+    name = outline.test_of(model if stage else checked.files[model].name)
     scales = tuple(sorted({view.scale for view in wanted}))
     views = f"{len(wanted)} view{'s' * (len(wanted) != 1)}"
     if not missing:

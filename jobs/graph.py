@@ -34,11 +34,6 @@ def above(needs: Needs, name: str) -> set[str]:
     return found
 
 
-def below(needs: Needs, name: str) -> set[str]:
-    """All that waits for `name`, near and far."""
-    return {other for other in needs if name in above(needs, other)}
-
-
 def leaves(needs: Needs) -> list[str]:
     """Those that nothing waits for, as written."""
     waited_for = {other for others in needs.values() for other in others}

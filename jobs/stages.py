@@ -41,10 +41,10 @@ class Stages:
             return False
         site, name = self._site, folder.name
         self.finished[name] = finished
-        run = (read_json(folder.path / "run.json") or {}).get("run")
-        if run and folder.job is None:  # what this job's tests come to is no part of another job's run
+        noted = read_json(folder.path / "run.json") or {}
+        if (run := noted.get("run")) and folder.job is None:  # this job's tests are no part of another job's run
             self.runs[name] = str(run)
-            if not (read_json(folder.path / "run.json") or {}).get("told"):  # the driver was killed just then
+            if not noted.get("told"):  # the driver was killed just then
                 self._tell(folder, finished, str(run))
         site.watch.board.recall(name, finished.epochs, site.checked.job.stages[name].epochs)
         site.watch.set(name, Phase.DONE, reason)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from jobs.board import Board, Snapshot
+from jobs.holder import ray_job
 from jobs.line import Phase
 from pipelines.errors import ClusterError, DataError, first_line
 from pipelines.location import Location
@@ -38,7 +39,7 @@ class Driver:
 
     @classmethod
     def here(cls) -> "Driver":
-        return cls(socket.gethostname(), os.getpid(), _ray_job())
+        return cls(socket.gethostname(), os.getpid(), ray_job())
 
     def __str__(self) -> str:
         return f"{self.host}, process {self.pid}" + (f", Ray job {self.ray_job}" if self.ray_job else "")
@@ -162,12 +163,3 @@ class _Publisher:
             if not self._failed:
                 self._warn(f"warning: {self._place} cannot be written: {error.strerror or first_line(error)}")
             self._failed = True
-
-
-def _ray_job() -> str | None:
-    """Ray tells the processes of a submitted job of it in their environment."""
-    try:
-        found = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""))["metadata"]["job_submission_id"]
-    except (KeyError, TypeError, ValueError):
-        return None
-    return found if isinstance(found, str) else None

@@ -64,6 +64,7 @@ def values(files: Sequence[Path] = ()) -> dict[str, Any]:
 
 def rendered(chosen: Mapping[str, Any]) -> dict[str, str]:
     """The manifests' texts by their names below k8s/. Raises ValuesError."""
+    _check(chosen)
     environment = Environment(
         loader=FileSystemLoader(SOURCE),
         undefined=StrictUndefined,
@@ -83,6 +84,8 @@ def rendered(chosen: Mapping[str, Any]) -> dict[str, str]:
     texts = {}
     for template in sorted(environment.list_templates(extensions=["yaml"])):
         if template in ("values.yaml", _JOB_TEMPLATE):
+            continue
+        if template == "jobs/prepare-imagenet.yaml" and not chosen["storage"]["imagenet"]:
             continue
         digest = hashlib.sha256(environment.get_template(template).render(**context, digest="").encode()).hexdigest()
         texts[template] = _headed(template, environment.get_template(template).render(**context, digest=digest[:8]))
@@ -108,14 +111,24 @@ def without_comments(text: str) -> str:
     return "\n".join(line for line in lines if line.strip())
 
 
+def _check(chosen: Mapping[str, Any]) -> None:
+    storage = chosen["storage"]
+    if bool(storage["artifacts"]) == bool(storage["artifacts_uri"]):
+        raise ValuesError("storage: either artifacts has a size or artifacts_uri a place")
+    for path, number in (("gpus", "per_node"), ("gpus", "cpus_per_gpu"), ("gpus", "memory_per_gpu")):
+        if chosen[path][number] < 1:
+            raise ValuesError(f"{path}.{number}: 1 at least")
+
+
 def _headed(template: str, text: str) -> str:
     aligned = re.sub(r"(?<=\S) {2,}# ", "  # ", text)  # what was aligned in a template is not after an indent
-    return f"# Made of k8s/source/{template} by `make manifests`: change that.\n{aligned.strip()}\n"
+    lines = [f"# Made of k8s/source/{template} by `make manifests`: change that.", *aligned.splitlines()]
+    return "".join(f"{line.rstrip()}\n" for line in lines if line.strip())
 
 
 def _over(below: Any, above: Any, file: str, path: str) -> Any:
     if isinstance(below, dict) and isinstance(above, dict):
-        free = path in ("jobs", "gpus.selector") or path.startswith("jobs.")
+        free = path in ("jobs", "gpus.selector", "identity") or path.startswith("jobs.")
         for key in above:
             if not isinstance(key, str) or (key not in below and not free):
                 raise ValuesError(f"{file}: {path + '.' if path else ''}{key}: no such value{_nearest(key, below)}")

@@ -66,7 +66,7 @@ def service_targets(manifests: Manifests) -> Iterator[str]:
                 if not isinstance(target, str) or target not in names:
                     yield f"{where}: targetPort {target} is no port's name in {pod.where}"
                 elif document["spec"].get("clusterIP") == "None" and names[target] != port["port"]:
-                    yield f"{where}: without an address of its own it cannot turn port {port['port']} to {names[target]}"
+                    yield f"{where}: without an address of its own it cannot turn {port['port']} to {names[target]}"
     for where, document in manifests.named("StatefulSet"):
         if document["spec"]["serviceName"] not in services(manifests):
             yield f"{where}: no Service {document['spec']['serviceName']}"
@@ -192,7 +192,7 @@ def matches(selector: Document, labels: Any) -> bool:
 
 
 def hosts(manifests: Manifests) -> Iterator[str]:
-    """Hosts with ports, in environments, command lines, configurations and Ray's options, are Services with those ports."""
+    """Hosts with ports, in environments, command lines and configurations, are Services with those ports."""
     known = services(manifests)
     for where, text in _spoken(manifests):
         for name, domain, port in HOST.findall(text):
@@ -202,6 +202,8 @@ def hosts(manifests: Manifests) -> Iterator[str]:
                 yield f"{where}: Service {name} has no port {port}"
         for name in URL.findall(text):
             yield f"{where}: {name} without its port"
+        if where.endswith("HOST") and text not in known:
+            yield f"{where}: {text} is no Service"
 
 
 def _spoken(manifests: Manifests) -> Iterator[tuple[str, str]]:

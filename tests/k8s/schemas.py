@@ -1,4 +1,4 @@
-"""Documents against the schemas of Kubernetes and of KubeRay, and what a second `kubectl apply` would find different."""
+"""Documents against Kubernetes' and KubeRay's schemas, and what a second `kubectl apply` would find different."""
 
 import json
 import re

@@ -147,7 +147,7 @@ def _shared_memory(pod: Pod) -> Iterator[str]:
 
 
 def probes(manifests: Manifests) -> Iterator[str]:
-    """Where a container serves, it is asked. The operator's own containers, autoscaler and wait-gcs-ready, do not serve."""
+    """Where a container serves, it is asked; the operator's own, autoscaler and wait-gcs-ready, do not serve."""
     for pod in manifests.pods:
         for container in pod.own:
             where = f"{pod.where}, {container['name']}"

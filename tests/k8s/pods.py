@@ -1,0 +1,166 @@
+"""Pods of a Ray cluster as processes of this machine, with the command lines that the operator makes of a manifest.
+
+What KubeRay 1.7.0 does to a group's `rayStartParams`, resources and environment stands in its
+ray-operator/controllers/ray/common/pod.go: `setMissingRayStartParams`, `generateRayStartCommand`, `convertParamMap`,
+`configureRedisFT`, `setContainerEnvVars`.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from pathlib import Path
+
+import psutil
+
+BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parent.parent.parent
+GCS_PORT = "6379"  # utils.DefaultGcsServerPort
+START_SECONDS, END_SECONDS = 120, 30
+
+_SUFFIXES = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_OF_A_POD = ("RAY_", "REDIS_", "MLFLOW_")  # what this process's environment would tell Ray otherwise
+
+
+@dataclass(frozen=True)
+class Group:
+    """`limits`: of the first container, by resource; `environment`: of the same, with the Secrets' values in place."""
+
+    head: bool
+    params: Mapping[str, str]
+    limits: Mapping[str, str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def quantity(text: str) -> int:
+    """Of Kubernetes, rounded up as its `Value` does: 200m is 1, 2Gi is 2147483648."""
+    number, suffix = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", str(text)).groups()  # type: ignore[union-attr]
+    exact = Decimal(number) / 1000 if suffix == "m" else Decimal(number) * (_SUFFIXES[suffix] if suffix else 1)
+    return int(exact.to_integral_value(rounding="ROUND_CEILING"))
+
+
+def start_command(group: Group, address: str) -> str:
+    """What the operator's container runs of it with bash; `address`: of the head's service, with the port."""
+    params = {**({"dashboard-host": "0.0.0.0"} if group.head else {"address": address}), **group.params}
+    params = {"metrics-export-port": "8080", "dashboard-agent-listen-port": "52365", **params, "block": "true"}
+    params.setdefault("num-cpus", str(quantity(group.limits["cpu"])))
+    params.setdefault("memory", str(quantity(group.limits["memory"])))
+    if "nvidia.com/gpu" in group.limits:
+        params.setdefault("num-gpus", str(quantity(group.limits["nvidia.com/gpu"])))
+    flags = [_flag(name, value) for name, value in sorted(params.items())]
+    return " ".join(["ulimit -n ${RAY_START_ULIMIT_OPEN_FILES:-65536}; ray start", *["--head"][: group.head], *flags])
+
+
+def _flag(name: str, value: str) -> str:
+    switch = value.lower() in ("true", "false") and name not in (
+        "log-color",
+        "include-dashboard",
+        "include-log-monitor",
+    )
+    return f"--{name}={value}" if not switch else f"--{name}" if value.lower() == "true" else ""
+
+
+class Pod:
+    """A group's container as processes: the command line in bash, in an environment of its own.
+
+    `home`: stands for the pod's volumes, and holds its log. Ports that two pods of one machine would both take are
+    free ones instead; so is what Ray would make of the machine's /tmp.
+    """
+
+    def __init__(self, group: Group, home: Path, address: str, ports: Mapping[str, str]) -> None:
+        self.group, self.home, self.log = group, home, home / "pod.log"
+        (home / "tmp").mkdir(parents=True, exist_ok=True)
+        self.port = free_port()  # of the agent, which answers the probes
+        own = {"dashboard-agent-listen-port": str(self.port), "metrics-export-port": str(free_port()), **ports}
+        self.command = start_command(replace(group, params={**group.params, **own}), address)
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(_OF_A_POD)},
+            "RAY_ADDRESS": address,
+            **group.environment,
+            "HOME": str(home),
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "RAY_TMPDIR": str(home / "tmp"),
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                ["/bin/bash", "-c", "--", self.command],  # utils.GetContainerCommand, without -l: no profile of here
+                cwd=ROOT, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+
+    def wait_healthy(self) -> None:
+        """As the readiness probe does: GET /api/healthz of the agent, without a token."""
+        deadline = time.monotonic() + START_SECONDS
+        while answer(f"http://127.0.0.1:{self.port}/api/healthz").status != 200:
+            assert self._process is not None
+            assert self._process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.5)
+
+    def processes(self) -> list[psutil.Process]:
+        if self._process is None:
+            return []
+        try:
+            top = psutil.Process(self._process.pid)
+            return [top, *top.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def kill(self) -> None:
+        """All at once, as when a node is lost."""
+        for process in reversed(self.processes()):
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        if self._process is not None:
+            self._process.wait(END_SECONDS)
+
+    def end(self) -> None:
+        """SIGTERM, then SIGKILL, as Kubernetes does."""
+        if self._process is None:
+            return
+        all_of_it = self.processes()
+        self._process.send_signal(signal.SIGTERM)
+        _, left = psutil.wait_procs(all_of_it, END_SECONDS)
+        for process in left:
+            process.kill()
+        self._process.wait(END_SECONDS)
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int  # 0: none came
+    body: str = ""
+
+
+def answer(url: str, token: str | None = None, body: object | None = None, method: str | None = None) -> Answer:
+    """As the operator asks: JSON, with the token in a header of Ray's own, and no patience for more than 2 s."""
+    headers = {"Content-Type": "application/json", **({"x-ray-authorization": f"Bearer {token}"} if token else {})}
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return Answer(response.status, response.read().decode())
+    except urllib.error.HTTPError as error:
+        return Answer(error.code, error.read().decode(errors="replace"))
+    except OSError:
+        return Answer(0)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])

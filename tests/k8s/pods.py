@@ -19,15 +19,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent.parent
-GCS_PORT = "6379"  # utils.DefaultGcsServerPort
 START_SECONDS, END_SECONDS = 120, 30
 
 _SUFFIXES = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_VALUED = ("log-color", "include-dashboard", "include-log-monitor")  # that take `true` and `false` as words
 _OF_A_POD = ("RAY_", "REDIS_", "MLFLOW_")  # what this process's environment would tell Ray otherwise
 
 
@@ -39,6 +40,42 @@ class Group:
     params: Mapping[str, str]
     limits: Mapping[str, str]
     environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def groups(cluster: Mapping[str, Any], secrets: Mapping[str, Mapping[str, str]]) -> tuple[Group, list[Group]]:
+    """The head's and the workers' of a RayCluster's spec, or of a RayJob's `rayClusterSpec`, without Redis.
+
+    `secrets`: values by name and key; that of the token is called `token` here, since the operator names it.
+    """
+    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets["token"]["auth_token"]}
+    assert cluster["authOptions"] == {"mode": "token"}
+    workers = [
+        _group(group, secrets, {**own, "RAY_gcs_rpc_server_reconnect_timeout_s": "600"})
+        for group in cluster["workerGroupSpecs"]
+    ]
+    return _group(cluster["headGroupSpec"], secrets, own, head=True), workers
+
+
+def with_redis(head: Group, address: str, password: str) -> Group:
+    """As the operator makes it of `gcsFaultToleranceOptions`."""
+    tables = {"RAY_REDIS_ADDRESS": address, "REDIS_PASSWORD": password, "RAY_external_storage_namespace": "uid"}
+    params = {**head.params, "redis-password": "$REDIS_PASSWORD"}
+    return replace(head, params=params, environment={**head.environment, **tables})
+
+
+def _group(
+    spec: Mapping[str, Any], secrets: Mapping[str, Mapping[str, str]], own: Mapping[str, str], head: bool = False
+) -> Group:
+    container = spec["template"]["spec"]["containers"][0]
+    environment = {entry["name"]: _value(entry, secrets) for entry in container["env"]}
+    return Group(head, spec["rayStartParams"], container["resources"]["limits"], {**environment, **own})
+
+
+def _value(entry: Mapping[str, Any], secrets: Mapping[str, Mapping[str, str]]) -> str:
+    if "value" in entry:
+        return str(entry["value"])
+    reference = entry["valueFrom"]["secretKeyRef"]
+    return secrets[reference["name"]][reference["key"]]
 
 
 def quantity(text: str) -> int:
@@ -61,26 +98,24 @@ def start_command(group: Group, address: str) -> str:
 
 
 def _flag(name: str, value: str) -> str:
-    switch = value.lower() in ("true", "false") and name not in (
-        "log-color",
-        "include-dashboard",
-        "include-log-monitor",
-    )
-    return f"--{name}={value}" if not switch else f"--{name}" if value.lower() == "true" else ""
+    if name in _VALUED or value.lower() not in ("true", "false"):
+        return f"--{name}={value}"
+    return f"--{name}" if value.lower() == "true" else ""
 
 
 class Pod:
     """A group's container as processes: the command line in bash, in an environment of its own.
 
-    `home`: stands for the pod's volumes, and holds its log. Ports that two pods of one machine would both take are
-    free ones instead; so is what Ray would make of the machine's /tmp.
+    `home`: stands for the pod's volumes, and holds its log; its `tmp` for /tmp/ray. A short path, since Ray's sockets
+    lie below it. Ports that two pods of one machine would both take are free ones instead.
     """
 
     def __init__(self, group: Group, home: Path, address: str, ports: Mapping[str, str]) -> None:
         self.group, self.home, self.log = group, home, home / "pod.log"
         (home / "tmp").mkdir(parents=True, exist_ok=True)
         self.port = free_port()  # of the agent, which answers the probes
-        own = {"dashboard-agent-listen-port": str(self.port), "metrics-export-port": str(free_port()), **ports}
+        own = {"dashboard-agent-listen-port": str(self.port), "metrics-export-port": str(free_port())}
+        own |= {"temp-dir": str(home / "tmp"), **ports}
         self.command = start_command(replace(group, params={**group.params, **own}), address)
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(_OF_A_POD)},
@@ -89,7 +124,6 @@ class Pod:
             "HOME": str(home),
             "PATH": f"{BIN}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
-            "RAY_TMPDIR": str(home / "tmp"),
         }
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -10,22 +10,21 @@ goes on all the same, and nobody would have to do anything about it.
 """
 
 import argparse
-import os
 import signal
 import sys
 import time
 
 import psutil
 
-_INSTANCE = "RAY_CLOUD_INSTANCE_ID"  # in which KubeRay tells Ray the pod's name: other pods' processes have another
 _SUPERVISOR = "ray::JobSupervisor"  # the title of Ray's process that starts a submitted job's driver
 _SECONDS = 60
 _NOTED_SECONDS = 5.0  # for Ray to note a job's end; without a head it cannot
 
 
 def leave(seconds: float) -> str | None:
-    """Stops the drivers on this node; `seconds`: that it waits for them, at most. A line if one did not end in time."""
-    supervisors = [process for process in _below_raylets() if _title(process).startswith(_SUPERVISOR)]
+    """Stops the drivers among the processes that are to be seen, a container's own, and waits so long for them, at
+    most. A line if one did not end in time."""
+    supervisors = [process for process in psutil.process_iter() if _title(process).startswith(_SUPERVISOR)]
     drivers = [process for each in supervisors for process in _below(each) if _catches(process, signal.SIGUSR1)]
     for driver in drivers:
         _send(driver, signal.SIGUSR1)
@@ -35,13 +34,6 @@ def leave(seconds: float) -> str | None:
     if drivers:
         psutil.wait_procs(supervisors, _NOTED_SECONDS)
     return None
-
-
-def _below_raylets() -> list[psutil.Process]:
-    """What the Ray of this container has started."""
-    here = os.environ.get(_INSTANCE)
-    raylets = [process for process in psutil.process_iter(["name"]) if process.info["name"] == "raylet"]
-    return [process for raylet in raylets if _instance(raylet) == here for process in _below(raylet)]
 
 
 def _below(process: psutil.Process) -> list[psutil.Process]:
@@ -56,13 +48,6 @@ def _title(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
-
-
-def _instance(raylet: psutil.Process) -> str | None:
-    try:
-        return raylet.environ().get(_INSTANCE)
-    except psutil.Error:
-        return None
 
 
 def _catches(process: psutil.Process, number: signal.Signals) -> bool:

@@ -29,6 +29,7 @@ START_SECONDS, END_SECONDS = 120, 30
 
 _SUFFIXES = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _VALUED = ("log-color", "include-dashboard", "include-log-monitor")  # that take `true` and `false` as words
+_MOUNT = 'mkdir -p /tmp/ray && mount --bind "$0" /tmp/ray && exec "$@"'
 _OF_A_POD = ("RAY_", "REDIS_", "MLFLOW_")  # what this process's environment would tell Ray otherwise
 
 
@@ -104,18 +105,19 @@ def _flag(name: str, value: str) -> str:
 
 
 class Pod:
-    """A group's container as processes: the command line in bash, in an environment of its own.
+    """A group's container as processes that see no others, and have a /tmp/ray of their own: the command line is in
+    bash, with the number 1. It takes root, as namespaces do.
 
-    `home`: stands for the pod's volumes, and holds its log; its `tmp` for /tmp/ray. A short path, since Ray's sockets
-    lie below it. Ports that two pods of one machine would both take are free ones instead.
+    `home`: stands for the pod's volumes, and holds its log. Ports that two pods of one machine would both take are
+    free ones instead.
     """
 
     def __init__(self, group: Group, home: Path, address: str, ports: Mapping[str, str]) -> None:
         self.group, self.home, self.log = group, home, home / "pod.log"
-        (home / "tmp").mkdir(parents=True, exist_ok=True)
+        self.session = home / "ray"
+        self.session.mkdir(parents=True)
         self.port = free_port()  # of the agent, which answers the probes
-        own = {"dashboard-agent-listen-port": str(self.port), "metrics-export-port": str(free_port())}
-        own |= {"temp-dir": str(home / "tmp"), **ports}
+        own = {"dashboard-agent-listen-port": str(self.port), "metrics-export-port": str(free_port()), **ports}
         self.command = start_command(replace(group, params={**group.params, **own}), address)
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(_OF_A_POD)},
@@ -128,9 +130,10 @@ class Pod:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        apart = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", _MOUNT, str(self.session)]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                ["/bin/bash", "-c", "--", self.command],  # utils.GetContainerCommand, without -l: no profile of here
+                [*apart, "/bin/bash", "-c", "--", self.command],  # utils.GetContainerCommand
                 cwd=ROOT, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
 
@@ -138,40 +141,50 @@ class Pod:
         """As the readiness probe does: GET /api/healthz of the agent, without a token."""
         deadline = time.monotonic() + START_SECONDS
         while answer(f"http://127.0.0.1:{self.port}/api/healthz").status != 200:
-            assert self._process is not None
-            assert self._process.poll() is None, self.log.read_text()
+            assert self._started.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.5)
 
+    def execute(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """In the container, as a hook is run, or `kubectl exec`."""
+        inside = ["nsenter", "--target", str(self._first.pid), "--pid", "--mount"]
+        return subprocess.run(
+            [*inside, *command], cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False
+        )
+
     def processes(self) -> list[psutil.Process]:
-        if self._process is None:
-            return []
         try:
-            top = psutil.Process(self._process.pid)
-            return [top, *top.children(recursive=True)]
+            return psutil.Process(self._started.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             return []
 
     def kill(self) -> None:
         """All at once, as when a node is lost."""
-        for process in reversed(self.processes()):
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
         if self._process is not None:
+            self._process.kill()
             self._process.wait(END_SECONDS)
+            psutil.wait_procs(self.processes(), END_SECONDS)
 
-    def end(self) -> None:
-        """SIGTERM, then SIGKILL, as Kubernetes does."""
-        if self._process is None:
-            return
-        all_of_it = self.processes()
-        self._process.send_signal(signal.SIGTERM)
-        _, left = psutil.wait_procs(all_of_it, END_SECONDS)
-        for process in left:
-            process.kill()
-        self._process.wait(END_SECONDS)
+    def end(self, grace_seconds: float) -> float:
+        """SIGTERM, and SIGKILL after so long, as Kubernetes does. Returns how long it took."""
+        began = time.monotonic()
+        self._first.send_signal(signal.SIGTERM)
+        try:
+            self._started.wait(grace_seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        return time.monotonic() - began
+
+    @property
+    def _started(self) -> "subprocess.Popen[bytes]":
+        assert self._process is not None
+        return self._process
+
+    @property
+    def _first(self) -> psutil.Process:
+        """The container's process number 1."""
+        (first,) = psutil.Process(self._started.pid).children()
+        return first
 
 
 @dataclass(frozen=True)
@@ -192,6 +205,19 @@ def answer(url: str, token: str | None = None, body: object | None = None, metho
         return Answer(error.code, error.read().decode(errors="replace"))
     except OSError:
         return Answer(0)
+
+
+def hindrance() -> str | None:
+    """Why there can be no pods here."""
+    try:
+        subprocess.run(
+            ["unshare", "--pid", "--fork", "--mount-proc", "true"], check=True, capture_output=True, text=True
+        )
+    except FileNotFoundError:
+        return "there is no unshare: on Debian, apt install util-linux"
+    except subprocess.CalledProcessError as error:
+        return f"namespaces of processes are not allowed: {error.stderr.strip()}"
+    return None
 
 
 def free_port() -> int:

@@ -161,6 +161,8 @@ BROKEN = [
     ("entrypoints", DEMO, "entrypoint: jobs/demo.yaml", "entrypoint: jobs/demo.yaml --set cluster.workers=9"),
     ("entrypoints", "jobs/prepare-imagenet.yaml", "--devkit=", "--dev-kit="),
     ("entrypoints", "jobs/continue.yaml", "jobs/vgg_e.yaml]", "jobs/vgg-e.yaml]"),
+    ("entrypoints", BOOTSTRAP, "k8s.bootstrap", "k8s.boot"),
+    ("entrypoints", RAY, "cluster.leave", "cluster.drain"),
     ("job_files", DEMO, "entrypoint: jobs/demo.yaml", "entrypoint: jobs/photos.yaml"),
 ]
 

@@ -77,7 +77,7 @@ def rendered(chosen: Mapping[str, Any]) -> dict[str, str]:
         "values": chosen,
         "ray_version": ray_version(),
         "mlflow_hosts": [f"{name}{port}" for name in _MLFLOW_NAMES for port in ("", ":5000")]
-        + ["localhost:*", "127.0.0.1:*"],
+        + ["localhost:*", "127.0.0.1:*", *chosen["mlflow_hosts"]],
         "head": _memory(chosen["head"]),
         "standing_groups": _standing(chosen),
     }

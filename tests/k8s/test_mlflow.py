@@ -160,7 +160,7 @@ def test_a_wrong_password_is_told_of_in_one_line_and_loses_nothing(
     spool = Location.of(str(tmp_path / SPOOL))
     for password, reason in (
         ("a-wrong-password", "does not know the user of MLFLOW_TRACKING_USERNAME with MLFLOW_TRACKING_PASSWORD"),
-        ("", "wants to know who asks: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        ("", "wants a name and a password: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are not set"),
     ):
         told.clear()
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)

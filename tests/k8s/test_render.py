@@ -18,6 +18,7 @@ SITES: dict[str, Document] = {
         "images": {"redis": "valkey/valkey:8.1.1"},
         "storage": {"shared_class": "nfs", "block_class": "fast", "runs": "2Ti"},
         "queue": "team",
+        "mlflow_hosts": ["mlflow.example.org", "mlflow.example.com"],
     },
     "buckets, small nodes": {
         "storage": {"imagenet": "", "runs": "", "artifacts": "", "artifacts_uri": "s3://team/mlflow"},
@@ -56,6 +57,11 @@ def test_what_a_site_says_is_there(sites: dict[str, Manifests]) -> None:
     claims = {d["metadata"]["name"]: d["spec"]["storageClassName"] for _, d in large.named("PersistentVolumeClaim")}
     assert (claims["runs"], claims["imagenet"], claims["mlflow-artifacts"]) == ("nfs", "nfs", "fast")
     assert {d["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] for _, d in large.named("RayJob")} == {"team"}
+    (mlflow,) = (pod for pod in large.pods if pod.where == "60-mlflow.yaml: Deployment mlflow")
+    told = environment(mlflow.spec["containers"][0])
+    assert told["MLFLOW_SERVER_ALLOWED_HOSTS"].endswith(",127.0.0.1:*,mlflow.example.org,mlflow.example.com")
+    origins = "https://mlflow.example.org,https://mlflow.example.com"
+    assert told["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] == origins
     with_key = [pod for pod in buckets.pods if any("envFrom" in container for container in pod.own)]
     assert {pod.group for pod in with_key} >= {"head", "gpu", "driver"}
     assert {pod.where for pod in with_key} >= {"60-mlflow.yaml: Deployment mlflow"}

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from tests.k8s.objects import Object, as_go_writes, builtin, changes, custom, stored, type_errors
+from tests.k8s.objects import Object, as_components, as_go_writes, builtin, changes, custom, stored, type_errors
 from tests.k8s.patches import merged, strategically_merged
 
 DISCOVERY = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
@@ -123,6 +123,8 @@ class Api:
         if path == "/openapi/v3":
             paths = {r.path.strip("/"): {"serverRelativeURL": f"/openapi/v3{r.path}"} for r in self.resources}
             return "application/json", {"paths": paths}
+        if path == "/openapi/v2":
+            raise Refused(404, "only version 3 here")  # where kubectl looks, too, for how custom resources are patched
         if path.startswith("/openapi/v3/"):
             return "application/json", self._open_api(path.removeprefix("/openapi/v3"))
         return None
@@ -142,18 +144,20 @@ class Api:
         return {"metadata": {"name": group}, "versions": [{"version": "v1", "resources": resources}]}
 
     def _open_api(self, path: str) -> Object:
-        """What kubectl looks for: that the server itself validates fields (`fieldValidation`)."""
-        paths = {
-            f"{r.path}{'/namespaces/{namespace}' if r.namespaced else ''}/{r.plural}/{{name}}": {
+        """What kubectl looks for: that the server validates fields itself, and by which keys lists are merged."""
+        operations, schemas = {}, {}
+        for r in (r for r in self.resources if r.path == path):
+            content = {} if r.group == "ray.io" else {"application/strategic-merge-patch+json": {}}
+            operations[f"{r.path}{'/namespaces/{namespace}' if r.namespaced else ''}/{r.plural}/{{name}}"] = {
                 "patch": {
                     "parameters": [{"name": "fieldValidation", "in": "query"}],
+                    "requestBody": {"content": {"application/merge-patch+json": {}, **content}},
                     "x-kubernetes-group-version-kind": {"group": r.group, "version": r.version, "kind": r.kind},
                 }
             }
-            for r in self.resources
-            if r.path == path
-        }
-        return {"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": "v1.36.0"}, "paths": paths}
+            schemas |= as_components(r.schema) if content else {}
+        info = {"title": "Kubernetes", "version": "v1.36.0"}
+        return {"openapi": "3.0.0", "info": info, "paths": operations, "components": {"schemas": schemas}}
 
     def _on_objects(
         self, method: str, path: str, query: dict[str, list[str]], content: str, body: Object
@@ -226,6 +230,8 @@ class Api:
         return kept
 
     def _store(self, key: Key, document: Object) -> Object:
+        if document == self.objects.get(key):
+            return document  # as the real one, which then writes nothing
         self._version += 1
         document["metadata"]["resourceVersion"] = str(self._version)
         self.objects[key] = document

@@ -74,8 +74,40 @@ def as_go_writes(value: Any, definition: str) -> Any:
 
 
 def type_errors(document: Object, schema: Object) -> list[str]:
-    errors = jsonschema.Draft202012Validator({"$defs": definitions(), **schema}).iter_errors(document)
+    errors = _validator(json.dumps(schema)).iter_errors(document)
     return [f"{'.'.join(map(str, error.path))}: {error.message}" for error in errors]
+
+
+@cache
+def _validator(schema: str) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator({"$defs": definitions(), **json.loads(schema)})
+
+
+def as_components(schema: Object) -> dict[str, Object]:
+    """The definitions that a schema needs, as the API server shows them: OpenAPI's components."""
+    found: dict[str, Object] = {}
+    waiting = [resolved(schema)[0]]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found[name] = {"type": "string"} if name == _QUANTITY else _component(definitions()[name], waiting)
+    return found
+
+
+def _component(part: Any, waiting: list[str]) -> Any:
+    """Without descriptions; a type that may be null is that type; `waiting`: where names that it refers to are added."""
+    if isinstance(part, list):
+        return [_component(item, waiting) for item in part]
+    if not isinstance(part, dict):
+        return part
+    result = {k: _component(v, waiting) for k, v in part.items() if k != "description" or not isinstance(v, str)}
+    if isinstance(part.get("type"), list):
+        result["type"] = part["type"][0]
+    if "$ref" in part:
+        name = part["$ref"].removeprefix("#/$defs/")
+        waiting.append(name)
+        result["$ref"] = f"#/components/schemas/{name}"
+    return result
 
 
 def _decoded(value: Any, schema: Object, path: str, unknown: list[str], defaults: bool) -> Any:

@@ -90,6 +90,8 @@ def _of_any(group: Document) -> Iterator[str]:
     template, parameters = group["template"], group["rayStartParams"]
     spec = template["spec"]
     container = spec["containers"][0]
+    if not all(isinstance(value, str) for value in parameters.values()):
+        yield f"rayStartParams {parameters} are not all texts"
     if not container["name"].startswith("ray-"):
         yield "the first container is not Ray's"
     yield from (f"rayStartParams.{name} is the operator's to say" for name in sorted(STARTED & set(parameters)))

@@ -20,7 +20,7 @@ SYSCTLS = {
 }
 SELINUX = {"", "container_t", "container_init_t", "container_kvm_t", "container_engine_t"}
 WITH_TOKEN = {"bootstrap", "ray-head"}  # the accounts whose pods talk to the API
-FOREIGN = {"postgres", "redis"}  # images of others, beside the one of this project
+FOREIGN = {"postgres", "redis", "valkey"}  # images of others, beside the one of this project
 
 
 def restricted(manifests: Manifests) -> Iterator[str]:
@@ -166,13 +166,11 @@ def versions(manifests: Manifests) -> Iterator[str]:
     for where, _, cluster in manifests.clusters:
         if cluster.get("rayVersion") != ray:
             yield f"{where}: rayVersion is {cluster.get('rayVersion')}, the image's Ray {ray}"
-    own = f"verydeep:{version()}"
     for pod in manifests.pods:
         for container in pod.containers:
-            image = container["image"]
-            name, _, tag = image.partition(":")
-            if image != own and (name.rpartition("/")[2] not in FOREIGN or not any(c.isdigit() for c in tag)):
-                yield f"{pod.where}, {container['name']}: image {image}, not {own}"
+            name, _, tag = container["image"].rpartition("/")[2].partition(":")
+            if (name, tag) != ("verydeep", version()) and (name not in FOREIGN or not any(c.isdigit() for c in tag)):
+                yield f"{pod.where}, {container['name']}: image {container['image']}, not verydeep:{version()}"
             if container.get("imagePullPolicy") != "IfNotPresent":
                 yield f"{pod.where}, {container['name']}: imagePullPolicy {container.get('imagePullPolicy')}"
 

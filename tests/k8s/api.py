@@ -1,7 +1,7 @@
-"""A stand-in of Kubernetes' API server, 1.36 with KubeRay 1.7: as much as `kubectl apply` uses, and who writes meanwhile.
+"""A stand-in of Kubernetes' API server, 1.36 with KubeRay 1.7: what `kubectl apply` uses, and who else writes.
 
-It stores objects with the defaults and the refusals of the real one (tests/k8s/objects.py). What it is asked and does not
-know is kept in `unexpected`, by which tests fail: so it cannot be mistaken for more than it is.
+It stores objects with the defaults and the refusals of the real one (tests/k8s/objects.py). What it is asked and does
+not know is kept in `unexpected`, by which tests fail: so it cannot be mistaken for more than it is.
 """
 
 import json
@@ -18,6 +18,7 @@ from tests.k8s.objects import Object, as_components, as_go_writes, builtin, chan
 from tests.k8s.patches import merged, strategically_merged
 
 DISCOVERY = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
+OPEN_API_2 = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
 VERBS = ["create", "delete", "get", "list", "patch", "update", "watch"]
 REASONS = {400: "BadRequest", 404: "NotFound", 409: "AlreadyExists", 422: "Invalid"}
 
@@ -67,9 +68,13 @@ Key = tuple[str, str, str]  # kind, namespace, name
 
 
 class Refused(Exception):
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
+    """`field`: the path of the one that a kind's validation refuses; `of`: that object's kind and name."""
+
+    def __init__(self, code: int, message: str, of: tuple[str, str] = ("", ""), field: str = "") -> None:
+        kind, name = of
+        super().__init__(f'{kind} "{name}" is invalid: {field}: {message}' if kind else message)
         self.code = code
+        self.details: Object = {"kind": kind, "name": name, "causes": [{"field": field, "message": message}]}
 
 
 class Api:
@@ -96,14 +101,20 @@ class Api:
             thread.join()
             self._http.server_close()
 
+    def forget(self, objects: dict[Key, Object]) -> None:
+        """Begins anew, with those objects."""
+        self.objects, self.writes, self.unexpected = deepcopy(objects), [], []
+
     def of(self, kind: str, name: str, namespace: str = "verydeep") -> Object:
         return self.objects[kind, namespace, name]
 
-    def answer(self, method: str, url: str, accept: str, content: str, body: bytes) -> tuple[int, str, Object]:
+    def answer(self, method: str, url: str, accept: str, content: str, body: bytes) -> tuple[int, str, Object | None]:
         """Status, content type and body."""
         path, query = urlsplit(url).path, parse_qs(urlsplit(url).query)
         with self._lock:
             try:
+                if path == "/openapi/v2" and accept == OPEN_API_2:
+                    return 200, accept.replace("@", "."), None  # an empty document: version 3 has all that is used
                 if method == "GET" and (found := self._about(path, accept)):
                     return 200, *found
                 return self._on_objects(method, path, query, content, json.loads(body or b"{}"))
@@ -118,13 +129,13 @@ class Api:
             groups = sorted({r.group for r in self.resources if bool(r.group) == (path == "/apis")})
             items = [self._group(group) for group in groups]
             return DISCOVERY, {"kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "items": items}
+        if path == "/apis/apiextensions.k8s.io/v1/customresourcedefinitions":
+            return "application/json", {"kind": "CustomResourceDefinitionList", "items": []}  # asked for unknown kinds
         if path == "/version":
             return "application/json", {"major": "1", "minor": "36", "gitVersion": "v1.36.0"}
         if path == "/openapi/v3":
             paths = {r.path.strip("/"): {"serverRelativeURL": f"/openapi/v3{r.path}"} for r in self.resources}
             return "application/json", {"paths": paths}
-        if path == "/openapi/v2":
-            raise Refused(404, "only version 3 here")  # where kubectl looks, too, for how custom resources are patched
         if path.startswith("/openapi/v3/"):
             return "application/json", self._open_api(path.removeprefix("/openapi/v3"))
         return None
@@ -216,7 +227,7 @@ class Api:
         if key[0] == "RoleBinding":
             refused += changes(before["roleRef"], after["roleRef"], "roleRef")
         if refused:
-            raise Refused(422, f'{resource.kind} "{key[2]}" is invalid: {refused[0]}: field is immutable')
+            raise Refused(422, "field is immutable", (resource.kind, key[2]), refused[0])
         return self._store(key, after)
 
     def _checked(self, resource: Resource, document: Object) -> Object:
@@ -226,7 +237,7 @@ class Api:
             raise Refused(400, f"{resource.kind} in version {resource.version!r} cannot be handled: {fields}")
         wrong = type_errors(document, resource.schema)
         if wrong:
-            raise Refused(422, f'{resource.kind} "{document["metadata"]["name"]}" is invalid: {wrong[0]}')
+            raise Refused(422, wrong[0][1], (resource.kind, document["metadata"]["name"]), wrong[0][0])
         return kept
 
     def _store(self, key: Key, document: Object) -> Object:
@@ -259,7 +270,10 @@ def _complete(kind: str, document: Object) -> None:
         metadata.setdefault("labels", {})["kubernetes.io/metadata.name"] = metadata["name"]
         document["spec"] = {"finalizers": ["kubernetes"]}
     elif kind == "Job":
-        labels = {"batch.kubernetes.io/controller-uid": metadata["uid"], "batch.kubernetes.io/job-name": metadata["name"]}
+        labels = {
+            "batch.kubernetes.io/controller-uid": metadata["uid"],
+            "batch.kubernetes.io/job-name": metadata["name"],
+        }
         spec["selector"] = {"matchLabels": {"batch.kubernetes.io/controller-uid": metadata["uid"]}}
         spec["template"]["metadata"].setdefault("labels", {}).update(labels)
     elif kind == "PersistentVolumeClaim":
@@ -278,7 +292,11 @@ def _settled(kind: str, document: Object) -> Object:
     elif kind == "PersistentVolumeClaim":
         metadata.setdefault("annotations", {})["pv.kubernetes.io/bind-completed"] = "yes"
         spec["volumeName"] = f"pvc-{metadata['uid']}"
-        document["status"] = {"phase": "Bound", "accessModes": spec["accessModes"], "capacity": spec["resources"]["requests"]}
+        document["status"] = {
+            "phase": "Bound",
+            "accessModes": spec["accessModes"],
+            "capacity": spec["resources"]["requests"],
+        }
     elif kind == "Pod":
         spec["nodeName"] = "node-1"
         document["status"] = {"phase": "Running"}
@@ -347,6 +365,7 @@ def _status(error: Refused) -> Object:
         "status": "Failure",
         "message": str(error),
         "reason": REASONS[error.code],
+        "details": error.details,
         "code": error.code,
     }
 
@@ -359,7 +378,7 @@ def _server(api: Api) -> ThreadingHTTPServer:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             asked = (self.headers.get("Accept", ""), self.headers.get("Content-Type", ""))
             code, content, answer = api.answer(self.command, self.path, *asked, body)
-            data = json.dumps(answer).encode()
+            data = b"" if answer is None else json.dumps(answer).encode()
             self.send_response(code)
             self.send_header("Content-Type", content)
             self.send_header("Content-Length", str(len(data)))

@@ -6,19 +6,16 @@ resources go by the schemas of their definitions, defaults included.
 """
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from decimal import Decimal
 from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import jsonschema
-import yaml
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.k8s.schemas import crd, shortest
+
 Object = dict[str, Any]
 _QUANTITY = "io.k8s.apimachinery.pkg.api.resource.Quantity"
 _PACKAGES = {"": "core", "networking.k8s.io": "networking", "rbac.authorization.k8s.io": "rbac"}
@@ -41,25 +38,13 @@ def resolved(schema: Object) -> tuple[str, Object]:
     return (name, definitions()[name]) if name else ("", schema)
 
 
-def crd_folder() -> Path | None:
-    """KubeRay's definitions are not part of this repository; they lie in a folder `shared` beside it, if anywhere."""
-    folders = [parent / "shared" / "kuberay" for parent in ROOT.parents]
-    return next((folder for folder in folders if list(folder.glob("ray.io_*.yaml"))), None)
-
-
 @cache
 def custom(kind: str) -> Object:
     """The schema of ray.io/v1's RayCluster or RayJob."""
-    folder = crd_folder()
-    assert folder is not None
-    definition = yaml.load((folder / f"ray.io_{kind.lower()}s.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
-    schema: Object = next(v["schema"]["openAPIV3Schema"] for v in definition["spec"]["versions"] if v["name"] == "v1")
-    schema["properties"]["metadata"] = builtin_metadata()
-    return schema
-
-
-def builtin_metadata() -> Object:
-    return {"$ref": "#/$defs/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"}
+    schema = crd(kind, "v1")
+    assert schema is not None
+    metadata = {"$ref": "#/$defs/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"}
+    return {**schema, "properties": {**schema["properties"], "metadata": metadata}}
 
 
 def stored(document: Object, schema: Object) -> tuple[Object, list[str]]:
@@ -73,9 +58,10 @@ def as_go_writes(value: Any, definition: str) -> Any:
     return _decoded(value, {"$ref": f"#/$defs/io.k8s.api.{definition}"}, "", [], False)
 
 
-def type_errors(document: Object, schema: Object) -> list[str]:
+def type_errors(document: Object, schema: Object) -> list[tuple[str, str]]:
+    """The path and what is wrong there."""
     errors = _validator(json.dumps(schema)).iter_errors(document)
-    return [f"{'.'.join(map(str, error.path))}: {error.message}" for error in errors]
+    return [(".".join(map(str, error.path)), error.message) for error in errors]
 
 
 @cache
@@ -95,7 +81,7 @@ def as_components(schema: Object) -> dict[str, Object]:
 
 
 def _component(part: Any, waiting: list[str]) -> Any:
-    """Without descriptions; a type that may be null is that type; `waiting`: where names that it refers to are added."""
+    """Without descriptions and nulls among types; names that it refers to are added to `waiting`."""
     if isinstance(part, list):
         return [_component(item, waiting) for item in part]
     if not isinstance(part, dict):
@@ -226,7 +212,6 @@ def _service(spec: Object) -> Object:
     }
 
 
-_RUNS = {"Job": {"completions": 1, "parallelism": 1}}
 DEFAULTS: dict[str, Callable[[Object], Object]] = {
     "Container": _container,
     "ContainerPort": lambda _: {"protocol": "TCP"},
@@ -247,7 +232,8 @@ DEFAULTS: dict[str, Callable[[Object], Object]] = {
         "completionMode": "NonIndexed",
         "suspend": False,
         "podReplacementPolicy": "TerminatingOrFailed",
-        **_RUNS["Job"],
+        "completions": 1,
+        "parallelism": 1,
     },
     "CronJobSpec": lambda _: {
         "concurrencyPolicy": "Allow",
@@ -259,20 +245,6 @@ DEFAULTS: dict[str, Callable[[Object], Object]] = {
     "NetworkPolicyPort": lambda _: {"protocol": "TCP"},
     "RoleRef": lambda _: {"apiGroup": "rbac.authorization.k8s.io"},
 }
-
-_UNITS = {"m": Decimal("0.001"), "": Decimal(1), "k": Decimal(10**3), "M": Decimal(10**6), "G": Decimal(10**9)}
-_UNITS |= {"T": Decimal(10**12)}
-_BINARY = {"": Decimal(1), "Ki": Decimal(2**10), "Mi": Decimal(2**20), "Gi": Decimal(2**30), "Ti": Decimal(2**40)}
-
-
-def shortest(quantity: Any) -> str:
-    """A quantity as Kubernetes writes it: in the largest unit of its family that leaves a whole number."""
-    found = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", str(quantity))
-    assert found, f"{quantity!r} is no quantity"
-    units = _BINARY if found[2].endswith("i") else _UNITS
-    value = Decimal(found[1]) * units[found[2]]
-    unit = max((unit for unit, size in units.items() if value % size == 0), key=lambda unit: units[unit])
-    return f"{int(value / units[unit])}{unit}"
 
 
 def changes(before: Any, after: Any, path: str = "") -> Iterator[str]:

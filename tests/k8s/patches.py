@@ -20,7 +20,7 @@ def merged(current: Any, patch: Any) -> Any:
 
 
 def strategically_merged(current: Any, patch: Any, schema: Object) -> Any:
-    """A strategic merge patch: as above, but lists whose schema names a key are merged by it, and directives are obeyed."""
+    """A strategic merge patch: as above, but lists are merged by the key that their schema names; with directives."""
     _, schema = resolved(schema)
     if not isinstance(patch, dict):
         return deepcopy(patch)
@@ -33,8 +33,8 @@ def strategically_merged(current: Any, patch: Any, schema: Object) -> Any:
         if key == "$retainKeys" or key.startswith("$setElementOrder/"):
             continue
         if key.startswith("$deleteFromPrimitiveList/"):
-            key = key.partition("/")[2]
-            result[key] = [item for item in result.get(key, []) if item not in value]
+            list_name = key.partition("/")[2]
+            result[list_name] = [item for item in result.get(list_name, []) if item not in value]
             continue
         assert not key.startswith("$"), f"the directive {key} is not known here"
         part = schema.get("properties", {}).get(key) or schema.get("additionalProperties") or {}

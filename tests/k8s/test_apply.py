@@ -138,7 +138,7 @@ def test_without_the_namespace_nothing_else_is_created(api: Api, kubectl: Kubect
 def test_an_apply_while_workers_run_takes_back_what_the_autoscaler_wrote_and_nothing_else(
     applied: Created, api: Api, kubectl: Kubectl
 ) -> None:
-    """Which costs nothing: with the autoscaler on, KubeRay 1.7 deletes no pod for a lower `replicas`, only those named in
+    """Which costs nothing: with the autoscaler on, KubeRay 1.7 deletes no pod for a lower `replicas`, only those in
     workersToDelete; Ray's autoscaler goes by the pods that are there, where they are more than `replicas`."""
     settled = api.of("RayCluster", "verydeep")
     api.scaled("verydeep", 2, ["verydeep-gpu-worker-abcde"])

@@ -34,7 +34,7 @@ HOMES = {
     "mlflow": {"cluster/deliver.py", "cluster/registry.py"},
     "onnx": {"cluster/onnx_file.py"},
     "onnxruntime": {"cluster/onnx_file.py", "pipelines/classifier.py"},
-    "psutil": {"cluster/system.py"},
+    "psutil": {"cluster/system.py", "cluster/leave.py"},
     "pynvml": {"cluster/system.py"},
     "safetensors": {"cluster/foreign.py"},
     "yaml": {"jobs/document.py", "jobs/schema.py", "k8s/render.py"},

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from tests.k8s import entrypoints, kuberay, references, schemas, security
+from tests.k8s import entrypoints, kuberay, references, schemas, security, validation
 from tests.k8s.manifests import Manifests
 
 Check = Callable[[Manifests], Iterator[str]]
@@ -12,6 +12,7 @@ CHECKS: dict[str, Check] = {
         schemas.plain_yaml,
         schemas.kubernetes,
         schemas.custom_resources,
+        validation.validation,
         schemas.written_out,
         schemas.names,
         references.secrets,

@@ -25,6 +25,10 @@ def entrypoints(manifests: Manifests) -> Iterator[str]:
     for pod in manifests.pods:
         for container in pod.own:
             words = command(container)
+            hook = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
+            for module in (line[2] for line in (words, hook) if line[:2] == ["python", "-m"]):
+                if not (manifests.root / f"{module.replace('.', '/')}.py").is_file():
+                    yield f"{pod.where}: no module {module}"
             for word in words:
                 problem = _of_job_file(manifests, [word]) if word.startswith("jobs/") else ""
                 if problem:

@@ -145,6 +145,8 @@ def _of_job(spec: Document) -> Iterator[str]:
         yield "its cluster is not taken down, or before anyone has seen its logs"
     if "deletionStrategy" in spec or "clusterSelector" in spec or "submitterPodTemplate" in spec:
         yield "deletionStrategy, clusterSelector or submitterPodTemplate"
+    if "suspend" in spec:
+        yield "suspend is Kueue's to say: each apply would suspend a job that runs"
     if spec.get("backoffLimit", 0) < 1:
         yield "no retries"
     for deadline in ("activeDeadlineSeconds", "preRunningDeadlineSeconds"):

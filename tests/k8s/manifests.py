@@ -3,6 +3,7 @@
 The pods of a RayCluster are those that KubeRay 1.7 makes: with its labels, and with the containers that it adds.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -183,7 +184,5 @@ def command(container: Document) -> list[str]:
 
 
 def doubled(names: Iterable[Any]) -> list[Any]:
-    seen, twice = set(), []
-    for name in names:
-        (twice.append(name) if name in seen else seen.add(name))
-    return twice
+    """What is there more than once."""
+    return [name for name, times in Counter(names).items() if times > 1]

@@ -140,9 +140,9 @@ def _against_crd(kind: str, version: str, text: str) -> list[str]:
 def written_out(manifests: Manifests) -> Iterator[str]:
     """What a server adds inside lists that kubectl replaces as a whole makes a second apply change what nobody changed.
 
-    kubectl merges a custom resource's mappings and replaces its lists. Of Kubernetes' own kinds only a StatefulSet's
-    claims are such a list with defaults. `scaleStrategy: {}` is what KubeRay's Go types write whenever the operator
-    updates a RayCluster, as for its finalizer. Quantities are stored in their shortest form.
+    kubectl merges a custom resource's mappings and replaces its lists. Of Kubernetes' own kinds a StatefulSet's claims
+    and a NetworkPolicy's rules are such lists with defaults. `scaleStrategy: {}` is what KubeRay's Go types write
+    whenever the operator updates a RayCluster, as for its finalizer. Quantities are stored in their shortest form.
     """
     for where, document in manifests.named("RayCluster", "RayJob"):
         schema = crd(document["kind"], document["apiVersion"].removeprefix("ray.io/"))
@@ -156,6 +156,10 @@ def written_out(manifests: Manifests) -> Iterator[str]:
             whole = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "status": {"phase": "Pending"}}
             if any(claim.get(key) != value for key, value in whole.items()) or "volumeMode" not in claim["spec"]:
                 yield f"{where}: claim {claim['metadata']['name']}: apiVersion, kind, volumeMode or status is left out"
+    for where, document in manifests.named("NetworkPolicy"):
+        for rule in (*document["spec"].get("ingress", []), *document["spec"].get("egress", [])):
+            if any("protocol" not in port for port in rule.get("ports", [])):
+                yield f"{where}: a port's protocol is left out"
     for file, document in manifests.documents:
         for path, quantity in _quantities(document, ""):
             if shortest(quantity) != quantity:

@@ -32,6 +32,7 @@ BROKEN = [
     ("clusters", RAY, "enableServiceLinks: false", "restartPolicy: Always\n        enableServiceLinks: false"),
     ("jobs", DEMO, "ttlSecondsAfterFinished: 3600", "ttlSecondsAfterFinished: -1"),
     ("jobs", DEMO, "shutdownAfterJobFinishes: true", "shutdownAfterJobFinishes: false"),
+    ("jobs", DEMO, "backoffLimit: 5", "suspend: true\n  backoffLimit: 5"),
     # What a head or a worker would do wrong.
     ("clusters", RAY, 'num-cpus: "0"', 'num-cpus: "2"'),
     ("clusters", DEMO, "{mode: token}", "{mode: disabled}"),
@@ -60,6 +61,23 @@ BROKEN = [
     ("written_out", RAY, "      scaleStrategy: {}\n", ""),
     ("written_out", POSTGRESQL, "        volumeMode: Filesystem", "#"),
     ("written_out", MLFLOW, '*cpu: "500m"', 'cpu: "0.5"'),
+    ("written_out", NETWORK, "{protocol: TCP, port: 5432}", "{port: 5432}"),
+    # What the API server's validation refuses beyond its schemas.
+    ("validation", BOOTSTRAP, "restartPolicy: OnFailure", "restartPolicy: Always"),
+    ("validation", RAY, "imagePullPolicy: IfNotPresent", "imagePullPolicy: ifNotPresent"),
+    ("validation", DEMO, "medium: Memory", "medium: RAM"),
+    ("validation", VGG, "effect: NoSchedule", "effect: NoExec"),
+    ("validation", DEMO, "memory: 4Gi", "memory: 4GB"),
+    ("validation", RAY, "app.kubernetes.io/component: head", "app.kubernetes.io/component: the head"),
+    ("validation", NETWORK, "169.254.0.0/16", "169.254.0.1/16"),
+    ("validation", "jobs/continue.yaml", '"0 22 * * *"', '"22 * * *"'),
+    ("validation", "jobs/continue.yaml", "Etc/UTC", "UTC+1"),
+    ("validation", "80-disruptions.yaml", "minAvailable: 1", "maxUnavailable: 0\n  minAvailable: 1"),
+    ("validation", RAY, "{name: metrics, containerPort", "{name: metrics-of-prometheus, containerPort"),
+    ("validation", DEMO, "RAY_USAGE_STATS_ENABLED", "HOME"),
+    ("validation", MLFLOW, "periodSeconds: 5", "periodSeconds: 0"),
+    ("validation", MLFLOW, "            httpGet: {path: /health, port: http}\n", ""),
+    ("validation", REDIS, "accessModes: [ReadWriteOnce]", "accessModes: [RWO]"),
     # Names.
     ("names", RAY, "  name: verydeep\n", "  generateName: verydeep-\n"),
     ("names", REDIS, "  namespace: verydeep\n", ""),
@@ -143,6 +161,8 @@ BROKEN = [
     ("entrypoints", DEMO, "entrypoint: jobs/demo.yaml", "entrypoint: jobs/demo.yaml --set cluster.workers=9"),
     ("entrypoints", "jobs/prepare-imagenet.yaml", "--devkit=", "--dev-kit="),
     ("entrypoints", "jobs/continue.yaml", "jobs/vgg_e.yaml]", "jobs/vgg-e.yaml]"),
+    ("entrypoints", BOOTSTRAP, "k8s.bootstrap", "k8s.boot"),
+    ("entrypoints", RAY, "cluster.leave", "cluster.drain"),
     ("job_files", DEMO, "entrypoint: jobs/demo.yaml", "entrypoint: jobs/photos.yaml"),
 ]
 

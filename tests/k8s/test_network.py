@@ -98,7 +98,9 @@ def test_names_are_looked_up_over_udp_in_any_namespace_and_on_the_node() -> None
         assert not reaches(POLICIES, place, PLACES["stranger"], 53, "UDP") or place.name in RAY
 
 
-@pytest.mark.parametrize("name", ["nothing", "ray", "mlflow", "postgresql", "redis", "client", "bootstrap", "dns"])
+@pytest.mark.parametrize(
+    "name", ["nothing", "ray", "mlflow", "postgresql", "redis", "client", "bootstrap", "backup", "dns"]
+)
 def test_each_policy_is_needed(name: str) -> None:
     """Without one of them something passes that should not, or does not pass that should."""
     others = [policy for policy in POLICIES if policy["metadata"]["name"] != name]

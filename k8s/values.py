@@ -15,8 +15,9 @@ _SIZES = ("imagenet", "archives", "runs", "artifacts", "postgresql", "redis")
 _OPTIONAL = frozenset(
     {"shared_class", "block_class", "imagenet", "runs", "artifacts", "artifacts_uri", "credentials", "queue"}
 )
-_MAY_BE_0 = ("most_nodes", "most")
-# What stands in YAML without quotes; in labels and annotations it is quoted.
+_MAY_BE_0 = ("gpus.most_nodes", "cpu_node.most")
+_QUOTED = ("gpus.selector.", "identity.")  # the values of labels and annotations
+# What stands in YAML without quotes.
 _TEXT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./:@%+=&?-]*")
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?")  # KubeRay appends to it, and Kubernetes takes 63
 _SIZE = re.compile(r"([1-9][0-9]*)(Mi|Gi|Ti|Pi)")
@@ -104,28 +105,31 @@ def _problems(chosen: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _of_leaves(value: Any, path: str) -> Iterator[str]:
-    name = path.rpartition(".")[2]
     if isinstance(value, dict):
         for key, below in value.items():
             yield from _of_leaves(below, f"{path}.{key}".lstrip("."))
+            if not _TEXT.fullmatch(key):
+                yield f"{path}: {key!r} is no name of a label or annotation"
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            where = f"{path}[{index}]"
-            yield from _of_leaves(item, where) if isinstance(item, str) else [f"{where}: text is needed, not {item!r}"]
-    elif isinstance(value, int) and not isinstance(value, bool):
-        if path.startswith(("gpus.selector.", "identity.")):
-            yield f"{path}: text is needed, not {value!r}"
-        elif value < (least := 0 if name in _MAY_BE_0 else 1):
-            yield f"{path}: {least} at least"
-    elif not isinstance(value, str):
+            yield from _of_text(item, f"{path}[{index}]")
+    elif type(value) is not int or path.startswith(_QUOTED):
+        yield from _of_text(value, path)
+    elif value < (least := 0 if path.endswith(_MAY_BE_0) else 1):
+        yield f"{path}: {least} at least"
+
+
+def _of_text(value: Any, path: str) -> Iterator[str]:
+    section, _, name = path.rpartition(".")
+    if not isinstance(value, str):
         yield f"{path}: text is needed, not {value!r}"
     elif not value:
         if name not in _OPTIONAL:
             yield f"{path}: must not be empty"
-    elif path.startswith("storage.") and name in _SIZES:
+    elif section == "storage" and name in _SIZES:
         if not _SIZE.fullmatch(value):
             yield f"{path}: a size in Mi, Gi, Ti or Pi, as 200Gi, not {value!r}"
-    elif not _TEXT.fullmatch(value) or (not path.startswith(("gpus.", "identity.")) and yaml.safe_load(value) != value):
+    elif not _TEXT.fullmatch(value) or (not path.startswith(_QUOTED) and yaml.safe_load(value) != value):
         yield f"{path}: {value!r} cannot stand there: letters, digits and _ . / : @ % + = & ? -, and no number"
 
 
@@ -143,12 +147,12 @@ def _of_job(path: str, name: str, settings: Any) -> Iterator[str]:
 
 def _of_settings(path: str, settings: Mapping[str, Any]) -> Iterator[str]:
     unknown = next((key for key in settings if key not in ("file", "arguments", "gpus")), None)
+    files = {candidate.name: None for candidate in JOBS.glob("*.yaml")}
     file, gpus, arguments = settings.get("file"), settings.get("gpus", 0), settings.get("arguments", [])
     if unknown is not None:
         yield f"{path}.{unknown}: no such value; there are file, arguments and gpus"
-    elif not isinstance(file, str) or not (JOBS / file).is_file() or (JOBS / file).suffix != ".yaml":
-        names = {candidate.name: None for candidate in JOBS.glob("*.yaml")}
-        yield f"{path}.file: {file} is not there, in {JOBS}{_nearest(file, names)}"
+    elif file not in files:
+        yield f"{path}.file: {file} is not there, in {JOBS}{_nearest(file, files)}"
     elif type(gpus) is not int or gpus < 0:
         yield f"{path}.gpus: a whole number is needed, not {gpus!r}"
     elif not isinstance(arguments, list) or not all(isinstance(argument, str) for argument in arguments):

@@ -102,6 +102,7 @@ def test_another_image_makes_another_bootstrap_job_and_nothing_else_does(tmp_pat
         ("pull_secrets: [1]", "pull_secrets[0]: text is needed, not 1"),
         ("identity: {role: 17}", "identity.role: text is needed, not 17"),
         ("gpus: {selector: {a: 'b\"'}}", "gpus.selector.a: "),
+        ("identity: {'a: b': c}", "identity: 'a: b' is no name of a label or annotation"),
         ("jobs: {mine: {file: vgg_f.yaml}}", "jobs.mine.file: vgg_f.yaml is not there"),
         ("jobs: {mine: {file: ../README.md}}", "jobs.mine.file: ../README.md is not there"),
         ("jobs: {mine: {}}", "jobs.mine.file: None is not there"),

@@ -6,10 +6,13 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import yaml
+from ray.autoscaler.v2.instance_manager.cloud_providers.kuberay.cloud_provider import KubeRayProvider
 
 from k8s import render
 from tests.k8s.api import Api, Key
@@ -149,6 +152,44 @@ def test_an_apply_while_workers_run_takes_back_what_the_autoscaler_wrote_and_not
     assert api.of("RayCluster", "verydeep")["spec"] == settled["spec"]
 
 
+class OneWorker:
+    """What Ray's autoscaler reads of the API server while one worker runs, and the patches that it sends."""
+
+    def __init__(self, cluster: Object) -> None:
+        self.cluster = {**cluster, "metadata": {"resourceVersion": "1"}}
+        self.patches: list[Object] = []
+
+    def get(self, path: str) -> Object:
+        if path.startswith("rayclusters/"):
+            return deepcopy(self.cluster)
+        pods = (("head", "head", "headgroup"), ("worker", "worker", "gpu"))
+        return {"metadata": {"resourceVersion": "1"}, "items": [ray_pod(*pod) for pod in pods]}
+
+    def patch(self, path: str, patches: list[Object]) -> None:
+        self.patches += patches
+
+
+def ray_pod(name: str, kind: str, group: str) -> Object:
+    labels = {"ray.io/node-type": kind, "ray.io/group": group, "ray.io/cluster": "verydeep"}
+    status = {"phase": "Running", "containerStatuses": [{"state": {"running": {}}}]}
+    return {"metadata": {"name": name, "labels": labels}, "spec": {"containers": [{"name": name}]}, "status": status}
+
+
+def test_rays_autoscaler_goes_by_the_workers_that_run_not_by_what_an_apply_wrote(applied: Created, api: Api) -> None:
+    cluster = api.of("RayCluster", "verydeep")
+    assert cluster["spec"]["workerGroupSpecs"][0]["replicas"] == 0
+    server = OneWorker(cluster)
+    provider = KubeRayProvider("verydeep", {"namespace": "verydeep"}, MagicMock(), server)
+    provider.launch({"gpu": 1}, "a-request")
+    provider.terminate(["worker"], "another-request")
+    replicas, leaving = "/spec/workerGroupSpecs/0/replicas", "/spec/workerGroupSpecs/0/scaleStrategy"
+    assert server.patches == [
+        {"op": "replace", "path": replicas, "value": 2},
+        {"op": "replace", "path": leaving, "value": {"workersToDelete": ["worker"]}},
+    ]
+    assert provider.poll_errors() == []
+
+
 def test_another_image_is_refused_nowhere(applied: Created, api: Api, kubectl: Kubectl, tmp_path: Path) -> None:
     """The bootstrap Job, whose template cannot be changed, gets another name."""
     kubectl.apply(ROOT / "k8s" / "jobs")
@@ -235,3 +276,10 @@ def test_a_field_that_does_not_exist_is_refused(kubectl: Kubectl, tmp_path: Path
     done = kubectl("apply", "-f", tmp_path / "ray.yaml")
     assert (done.returncode, done.stdout) == (1, "")
     assert 'unknown field "spec.enableAutoscaling"' in done.stderr
+
+
+def test_a_request_that_the_stand_in_does_not_know_is_kept_for_the_test_to_fail_by(tmp_path: Path) -> None:
+    with Api().running() as other:
+        assert Kubectl(other, tmp_path / "home")("get", "pods", "-n", "verydeep").returncode == 1
+        assert len(other.unexpected) == 1
+        assert "/api/v1/namespaces/verydeep/pods" in other.unexpected[0]

@@ -28,7 +28,9 @@ name: tiny
 data: {{train: {train}, val: {val}}}
 storage: {storage}
 cluster: {{workers: 2}}
-train: {{net: A, scale: 34, input_size: 32, width: 0.05, batch: 16, pixel_std: 64, flip: false, epochs: {epochs}}}
+train:
+  {{net: A, scale: 34, input_size: 32, width: 0.05, batch: 16, pixel_std: 64, flip: false, epochs: {epochs},
+   plateau: {{patience: 1000}}}}
 stages: {{a: {{}}}}
 """
 

@@ -30,7 +30,7 @@ storage: {storage}
 cluster: {{workers: 2}}
 train:
   {{net: A, scale: 34, input_size: 32, width: 0.05, batch: 16, pixel_std: 64, flip: false, epochs: {epochs},
-   plateau: {{patience: 1000}}}}
+   init: {{random: kaiming}}, plateau: {{patience: 1000}}}}
 stages: {{a: {{}}}}
 """
 

@@ -68,8 +68,8 @@ class Cluster:
     def log(self, name: str) -> str:
         return str(json.loads(self.ask(f"/api/jobs/{name}/logs").body)["logs"])
 
-    def ended(self, name: str) -> dict[str, Any]:
-        deadline = time.monotonic() + PATIENCE_SECONDS
+    def ended(self, name: str, patience_seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
+        deadline = time.monotonic() + patience_seconds
         while (info := self.info(name))["status"] in ("PENDING", "RUNNING"):
             assert time.monotonic() < deadline, self.log(name)
             time.sleep(0.5)

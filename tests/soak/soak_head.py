@@ -20,7 +20,8 @@ from cluster.course import PREEMPTED
 from tests.k8s.pods import Pod, free_port, groups, hindrance, with_redis
 from tests.k8s.test_ray import SECRETS, Cluster, hook, manifest, without_mlflow
 
-PATIENCE_SECONDS = 300
+pytestmark = pytest.mark.timeout(1800)
+PATIENCE_SECONDS = 600
 AWAY_SECONDS = 75  # more than the 60 for which Ray's processes look for the head by default
 EPOCHS = 40
 JOB = """#!/usr/bin/env -S python -m jobs
@@ -109,7 +110,7 @@ def begun(cluster: Cluster, folder: Path) -> None:
 
 def check_end(cluster: Cluster) -> list[str]:
     """That it was a success and no epoch was done twice. Returns what it warned of."""
-    info, said = cluster.ended("job"), cluster.log("job")
+    info, said = cluster.ended("job", PATIENCE_SECONDS), cluster.log("job")
     assert info["status"] == "SUCCEEDED", said
     epochs = [int(number) for number in re.findall(r"first  epoch (\d+)/\d+  loss", said)]
     assert epochs == list(range(1, EPOCHS + 1)), "each once"

@@ -184,9 +184,13 @@ class Pod:
 
     @property
     def _first(self) -> psutil.Process:
-        """The container's process number 1."""
-        (first,) = psutil.Process(self._started.pid).children()
-        return first
+        """The container's process number 1, which comes a moment after `unshare`."""
+        deadline = time.monotonic() + START_SECONDS
+        while not (found := psutil.Process(self._started.pid).children()):
+            assert self._started.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)
+        return found[0]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import psutil
 
 _SUPERVISOR = "ray::JobSupervisor"  # the title of Ray's process that starts a submitted job's driver
 _SECONDS = 60
+_POLL_SECONDS = 0.2
 _NOTED_SECONDS = 5.0  # for Ray to note a job's end; without a head it cannot
 
 
@@ -28,12 +29,30 @@ def leave(seconds: float) -> str | None:
     drivers = [process for each in supervisors for process in _below(each) if _catches(process, signal.SIGUSR1)]
     for driver in drivers:
         _send(driver, signal.SIGUSR1)
-    _, left = psutil.wait_procs(drivers, seconds)
-    if left:
-        return f"verydeep: {len(left)} of {len(drivers)} drivers did not stop within {seconds:g} s"
+    if left := _wait(drivers, seconds):
+        return f"verydeep: {left} of {len(drivers)} drivers did not stop within {seconds:g} s"
     if drivers:
-        psutil.wait_procs(supervisors, _NOTED_SECONDS)
+        _wait(supervisors, _NOTED_SECONDS)
     return None
+
+
+def _wait(processes: list[psutil.Process], seconds: float) -> int:
+    """Until they have ended, so long at most. Returns how many have not.
+
+    One whose parent has died stays in the table for good: a container's first process, `ray start`, does not look
+    after others' children.
+    """
+    deadline = time.monotonic() + seconds
+    while (left := sum(map(_runs, processes))) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    return left
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.Error:
+        return False
 
 
 def _below(process: psutil.Process) -> list[psutil.Process]:

@@ -109,11 +109,12 @@ class Pod:
     bash, with the number 1. It takes root, as namespaces do.
 
     `home`: stands for the pod's volumes, and holds its log. Ports that two pods of one machine would both take are
-    free ones instead.
+    free ones instead. `network`: the machine's; without, nothing but the pod itself can be reached from it.
     """
 
-    def __init__(self, group: Group, home: Path, address: str, ports: Mapping[str, str]) -> None:
+    def __init__(self, group: Group, home: Path, address: str, ports: Mapping[str, str], network: bool = True) -> None:
         self.group, self.home, self.log = group, home, home / "pod.log"
+        self._spaces = ["--pid", "--mount"] if network else ["--pid", "--mount", "--net"]
         self.session = home / "ray"
         self.session.mkdir(parents=True)
         self.port = free_port()  # of the agent, which answers the probes
@@ -130,7 +131,8 @@ class Pod:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        apart = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", _MOUNT, str(self.session)]
+        apart = ["unshare", *self._spaces, "--fork", "--kill-child", "--mount-proc", "sh", "-c"]
+        apart += [_MOUNT if "--net" not in self._spaces else f"ip link set lo up && {_MOUNT}", str(self.session)]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*apart, "/bin/bash", "-c", "--", self.command],  # utils.GetContainerCommand
@@ -147,7 +149,7 @@ class Pod:
 
     def execute(self, *command: str) -> subprocess.CompletedProcess[str]:
         """In the container, as a hook is run, or `kubectl exec`."""
-        inside = ["nsenter", "--target", str(self._first.pid), "--pid", "--mount"]
+        inside = ["nsenter", "--target", str(self._first.pid), *self._spaces]
         return subprocess.run(
             [*inside, *command], cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False
         )
@@ -182,9 +184,13 @@ class Pod:
 
     @property
     def _first(self) -> psutil.Process:
-        """The container's process number 1."""
-        (first,) = psutil.Process(self._started.pid).children()
-        return first
+        """The container's process number 1, which comes a moment after `unshare`."""
+        deadline = time.monotonic() + START_SECONDS
+        while not (found := psutil.Process(self._started.pid).children()):
+            assert self._started.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)
+        return found[0]
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,16 @@ from tests.k8s.pods import BIN, ROOT, Group, Pod, answer, free_port, groups, hin
 MANIFESTS = ROOT / "k8s"
 TOKEN, PASSWORD = "a-token-of-32-characters-or-more", "a-password"
 SECRETS = {"token": {"auth_token": TOKEN}, "mlflow": {"username": "admin", "password": PASSWORD}}
-PATIENCE_SECONDS = 180
-EPOCHS = 12
+PATIENCE_SECONDS = 300
+EPOCHS = 20
 JOB = """#!/usr/bin/env -S python -m jobs
 name: tiny
-data: digits
+data: {{train: {train}, val: {val}}}
 storage: {storage}
 cluster: {{workers: 2}}
-train: {{net: A, scale: 34, input_size: 32, width: 0.05, batch: 16, pixel_std: 64, flip: false, epochs: {epochs}}}
+train:
+  {{net: A, scale: 34, input_size: 32, width: 0.05, batch: 16, pixel_std: 64, flip: false, epochs: {epochs},
+   init: {{random: kaiming}}, plateau: {{patience: 1000}}}}
 stages: {{a: {{}}}}
 """
 
@@ -66,8 +68,8 @@ class Cluster:
     def log(self, name: str) -> str:
         return str(json.loads(self.ask(f"/api/jobs/{name}/logs").body)["logs"])
 
-    def ended(self, name: str) -> dict[str, Any]:
-        deadline = time.monotonic() + PATIENCE_SECONDS
+    def ended(self, name: str, patience_seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
+        deadline = time.monotonic() + patience_seconds
         while (info := self.info(name))["status"] in ("PENDING", "RUNNING"):
             assert time.monotonic() < deadline, self.log(name)
             time.sleep(0.5)
@@ -104,11 +106,18 @@ def without_mlflow(group: Group) -> Group:
     return replace(group, environment=kept)
 
 
-def job(folder: Path, storage: Path, epochs: int) -> Path:
-    file = folder / "tiny.yaml"
-    file.write_text(JOB.format(storage=storage, epochs=epochs))
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("storage")
+
+
+@pytest.fixture(scope="module")
+def job(storage: Path, digits: tuple[str, str]) -> str:
+    """A chain of one stage, as a file that can be executed."""
+    file = storage / "tiny.yaml"
+    file.write_text(JOB.format(storage=storage, train=digits[0], val=digits[1], epochs=EPOCHS))
     file.chmod(0o755)
-    return file
+    return str(file)
 
 
 def test_the_command_lines_are_those_that_the_operator_makes() -> None:
@@ -143,9 +152,8 @@ def test_the_path_of_the_probes_needs_no_token(cluster: Cluster) -> None:
             assert answer(f"http://127.0.0.1:{pod.port}{asked['path']}").status == 200
 
 
-def test_a_job_runs_on_the_worker_stops_with_its_pod_and_goes_on_in_a_retry(cluster: Cluster, tmp_path: Path) -> None:
-    file = job(tmp_path, tmp_path / "storage", EPOCHS)
-    cluster.post("first", str(file))
+def test_a_job_runs_on_the_worker_stops_with_its_pod_and_goes_on_in_a_retry(cluster: Cluster, job: str) -> None:
+    cluster.post("first", job)
     deadline = time.monotonic() + PATIENCE_SECONDS
     while "epoch 2/" not in (said := cluster.log("first")):
         assert cluster.info("first")["status"] in ("PENDING", "RUNNING"), said
@@ -158,24 +166,26 @@ def test_a_job_runs_on_the_worker_stops_with_its_pod_and_goes_on_in_a_retry(clus
     assert (first["status"], first["driver_exit_code"]) == ("FAILED", 130)
     assert "its node is being taken away" in cluster.log("first")
 
-    cluster.post("second", str(file))
+    cluster.post("second", job)
     assert cluster.ended("second")["status"] == "SUCCEEDED", cluster.log("second")
     epochs = [re.findall(r"epoch (\d+)/\d+  loss", cluster.log(name)) for name in ("first", "second")]
     assert [int(number) for log in epochs for number in log] == list(range(1, EPOCHS + 1)), "each once"
 
 
-def test_a_client_with_the_token_submits_and_one_without_is_refused(cluster: Cluster, tmp_path: Path) -> None:
-    file = job(tmp_path, tmp_path / "storage", 1)
+def test_a_client_with_the_token_submits_and_one_without_is_refused(cluster: Cluster, job: str, tmp_path: Path) -> None:
+    """The chain of the test before, which finds that all is done."""
     client = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     client |= {"RAY_API_SERVER_ADDRESS": cluster.url, "PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(tmp_path)}
-    told = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
-    command = ["ray", "job", "submit", "--entrypoint-resources", '{"driver": 1}', str(file)]
+    command = ["ray", "job", "submit", "--entrypoint-resources", '{"driver": 1}', "--", "exec", job]
+    before = cluster.ask("/api/jobs/").body
     refused = subprocess.run(command, env=client, capture_output=True, text=True, check=False)
     assert refused.returncode != 0
-    assert "401" in refused.stdout + refused.stderr
+    assert "token authentication is enabled" in refused.stderr
+    assert cluster.ask("/api/jobs/").body == before
+    told = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
     done = subprocess.run(command, env={**client, **told}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "epoch 1/1  loss" in done.stdout
+    assert "Checkpoints and results:" in done.stdout
 
 
 def test_secrets_are_in_no_log_and_on_no_command_line(cluster: Cluster) -> None:

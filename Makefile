@@ -46,7 +46,8 @@ manifests: $(READY)
 
 soak: $(READY)
 	@PHOTOS="$(PHOTOS)" $(BIN)/python -m pytest -s tests/soak/soak_input.py tests/soak/soak_failures.py \
-	  tests/soak/soak_silent.py tests/soak/soak_stop.py tests/soak/soak_chain.py
+	  tests/soak/soak_silent.py tests/soak/soak_stop.py tests/soak/soak_chain.py tests/soak/soak_head.py \
+	  tests/soak/soak_grow.py
 
 bench: $(READY)
 	@test -n "$(DATA)" || { echo "name a data set: make bench DATA=~/verydeep/data/mine/train" >&2; exit 2; }

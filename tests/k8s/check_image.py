@@ -34,8 +34,7 @@ ARG IMAGE
 FROM ${IMAGE}
 USER 0:0
 RUN echo 'server:x:999:999::/:/bin/bash' >>/etc/passwd && apt-get update \
- && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends postgresql redis-server \
- && install -d -m 2777 /var/lib/postgresql/data /var/run/postgresql
+ && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends postgresql redis-server
 """
 # What the image `postgres` does with the manifest's environment.
 START_POSTGRESQL = """
@@ -89,9 +88,9 @@ def document(name: str, kind: str) -> dict[str, Any]:
 
 
 def pod(name: str, kind: str) -> dict[str, Any]:
-    """The spec of its pod; `of` is what its own claims are called by."""
-    found = document(name, kind)
-    return {**found["spec"]["template"]["spec"], "of": found["metadata"]["name"]}
+    """The spec of its pod."""
+    found: dict[str, Any] = document(name, kind)["spec"]["template"]["spec"]
+    return found
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -211,7 +210,7 @@ def ray(namespace: Namespace, servers: str, mlflow: Container) -> tuple[Containe
         (of_head, cluster["headGroupSpec"], HEAD),
         (of_worker, cluster["workerGroupSpecs"][0], "worker"),
     ):
-        template = {**spec["template"]["spec"], "of": service}
+        template = spec["template"]["spec"]
         command = ["/bin/bash", "-c", "--", start_command(group, f"{HEAD}:6379")]
         more = {**group.environment, "RAY_ADDRESS": "127.0.0.1:6379" if group.head else f"{HEAD}:6379"}
         container = namespace.start(template, template["containers"][0], service, image(), command, more)

@@ -88,13 +88,13 @@ class Namespace:
     names: tuple[str, ...]
     prefix: str = field(default_factory=lambda: f"verydeep-check-{os.getpid()}")
     _containers: list[str] = field(default_factory=list)
-    _claims: set[str] = field(default_factory=set)
+    _volumes: list[str] = field(default_factory=list)
 
     def create(self) -> None:
         call("network", "create", "--internal", "--subnet", f"{SUBNET}.0/24", self.prefix)
 
     def remove(self) -> None:
-        for kind, names in (("rm --force --volumes", self._containers), ("volume rm", sorted(self._claims))):
+        for kind, names in (("rm --force", self._containers), ("volume rm", self._volumes)):
             if names:
                 call(*kind.split(), *names)
         call("network", "rm", self.prefix)
@@ -107,45 +107,50 @@ class Namespace:
         more: Mapping[str, str] | None = None,
     ) -> "Container":  # fmt: skip
         """Runs a pod's container, under the address of a service. `more`: environment that the operator adds."""
-        name = f"{self.prefix}-{len(self._containers)}-{service.partition('.')[0]}"
+        name = self._named(f"{len(self._containers)}-{service}")
         self._containers.append(name)
         variables = {**environment(container, self.secrets), **(more or {})}
         call(
             "run", "--detach", "--name", name, *confined({**pod["securityContext"], **container["securityContext"]}),
             "--network", self.prefix, "--ip", self.address(service),
             *(flag for each in self.names for flag in ("--add-host", f"{each}:{self.address(each)}")),
-            *self._volumes(pod, container),
+            *self._mounts(pod, container, service),
             *(flag for key, value in variables.items() for flag in ("--env", f"{key}={value}")),
             image, *command,
         )  # fmt: skip
         return Container(name)
 
-    def _volumes(self, pod: Mapping[str, Any], container: Mapping[str, Any]) -> list[str]:
-        volumes, flags = {each["name"]: each for each in pod.get("volumes", [])}, []
+    def _named(self, what: str) -> str:
+        return f"{self.prefix}-{what.partition('.')[0]}"
+
+    def _mounts(self, pod: Mapping[str, Any], container: Mapping[str, Any], service: str) -> list[str]:
+        volumes, flags, new = {each["name"]: each for each in pod.get("volumes", [])}, [], []
         for mount in container.get("volumeMounts", []):
             volume, path = volumes.get(mount["name"], {}), mount["mountPath"]
             if path == "/dev/shm":
                 flags += ["--shm-size", str(quantity(volume["emptyDir"]["sizeLimit"]))]
-            elif "emptyDir" in volume:
-                flags += ["--volume", path]
             elif "configMap" in volume:
                 flags += ["--volume", f"{self.configs[volume['configMap']['name']]}:{path}:ro"]
-            else:  # a claim, or a StatefulSet's own
-                claim = volume.get("persistentVolumeClaim", {}).get("claimName", f"{mount['name']}-of-{pod['of']}")
-                source = self._claimed(claim, pod["securityContext"]["fsGroup"])
-                flags += ["--volume", f"{source}:{path}{':ro' if mount.get('readOnly') else ''}"]
+            else:  # a claim; else the pod's own, as a StatefulSet's are
+                claim = volume.get("persistentVolumeClaim", {}).get("claimName")
+                name = self._named(claim or f"{mount['name']}-of-{service}")
+                if name not in self._volumes:
+                    new.append(name)
+                flags += ["--volume", f"{name}:{path}{':ro' if mount.get('readOnly') else ''}"]
+        self._create(new, pod["securityContext"]["fsGroup"])
         return flags
 
-    def _claimed(self, claim: str, group: int) -> str:
-        name = f"{self.prefix}-{claim}"
-        if name not in self._claims:
-            self._claims.add(name)
+    def _create(self, volumes: list[str], group: int) -> None:
+        """Their roots belong to the group, which may write, as kubelet sees to."""
+        if not volumes:
+            return
+        for name in volumes:
+            self._volumes.append(name)
             call("volume", "create", name)
-            prepare = f"chgrp {group} /claim && chmod 2775 /claim"
-            flags = shlex.split(os.environ.get("RUN_FLAGS", ""))
-            call("run", "--rm", "--user", "0", "--network", "none", *flags, "--volume", f"{name}:/claim", image(),
-                 "bash", "-c", prepare)  # fmt: skip
-        return name
+        mounts = [flag for name in volumes for flag in ("--volume", f"{name}:/volumes/{name}")]
+        flags = shlex.split(os.environ.get("RUN_FLAGS", ""))
+        prepare = f"chgrp {group} /volumes/* && chmod 2777 /volumes/*"
+        call("run", "--rm", "--user", "0", "--network", "none", *flags, *mounts, image(), "bash", "-c", prepare)
 
 
 @dataclass(frozen=True)

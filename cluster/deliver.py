@@ -327,7 +327,7 @@ def _refused(error: MlflowException) -> str | None:
     if error.error_code == "UNAUTHENTICATED":
         if os.environ.get("MLFLOW_TRACKING_USERNAME") and os.environ.get("MLFLOW_TRACKING_PASSWORD"):
             return "does not know the user of MLFLOW_TRACKING_USERNAME with MLFLOW_TRACKING_PASSWORD"
-        return "wants to know who asks: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        return "wants a name and a password: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are not set"
     if error.error_code == "PERMISSION_DENIED" and "Invalid Host header" in str(error):
         return "answers to other names alone: give it this one with --allowed-hosts, with the port"
     return None

@@ -37,7 +37,7 @@ HOMES = {
     "psutil": {"cluster/system.py", "cluster/leave.py"},
     "pynvml": {"cluster/system.py"},
     "safetensors": {"cluster/foreign.py"},
-    "yaml": {"jobs/document.py", "jobs/schema.py", "k8s/render.py"},
+    "yaml": {"jobs/document.py", "jobs/schema.py", "k8s/values.py"},
     "numba": {"pipelines/resample.py"},
     "matplotlib": {"pipelines/figures.py", "pipelines/sheet.py", "jobs/pictures.py", "jobs/curves.py"},
     "rich": {"jobs/screen.py", "jobs/watch.py", "jobs/follow.py"},

@@ -3,6 +3,7 @@
 import base64
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,12 +80,12 @@ class MlflowPod:
         (self.upgrade,), (self.server,) = spec["initContainers"], spec["containers"]
         self.grace_seconds: int = spec.get("terminationGracePeriodSeconds", 30)
         self.service = found["Service"]
-        self.port, self.volumes = free_port(), volumes
+        self.port, self.volumes, self.database = free_port(), volumes, database
         for name in ("artifacts", "config", "tmp", "work"):
             (volumes / name).mkdir()
+        self.here = self._mapping()
         for name, text in found["ConfigMap"]["data"].items():
-            (volumes / "config" / name).write_text(self._here(database)(text))
-        self.here = self._here(database)
+            (volumes / "config" / name).write_text(self.here(text))
         self.log = volumes.parent / "pod.log"
         self._process: subprocess.Popen[bytes] | None = None
         kept = [str(volumes / "artifacts"), str(volumes / "tmp")]
@@ -93,10 +94,10 @@ class MlflowPod:
         self.read_only = tried.returncode == 0  # else: in a container without privileges, or not root
         self._private = private if self.read_only else []
 
-    def _here(self, database: Postgres) -> Here:
+    def _mapping(self) -> Here:
         mounts = {mount["name"]: mount["mountPath"] for mount in self.server["volumeMounts"]}
         folders = {path: str(self.volumes / name) for name, path in mounts.items()}
-        at = {"postgresql:5432": f"127.0.0.1:{database.port}", "port=5000": f"port={self.port}"}
+        at = {"postgresql:5432": f"127.0.0.1:{self.database.port}", "port=5000": f"port={self.port}"}
         return Here({**folders, **at})
 
     @property
@@ -147,13 +148,16 @@ class MlflowPod:
             return Answer(0, str(error))
 
     def end(self) -> float:
-        """By SIGTERM, as a pod is ended; how many seconds it took. All that was in its emptyDir is gone."""
+        """By SIGTERM, as a pod is ended, with what is in its emptyDir; how many seconds it took."""
         assert self._process is not None
         began = time.monotonic()
         self._process.terminate()
         self._process.wait(self.grace_seconds)
         self._process = None
-        return time.monotonic() - began
+        took = time.monotonic() - began
+        shutil.rmtree(self.volumes / "tmp")
+        (self.volumes / "tmp").mkdir()
+        return took
 
     def kill(self) -> None:
         if self._process is not None:

@@ -211,7 +211,7 @@ def _spoken(manifests: Manifests) -> Iterator[tuple[str, str]]:
         for container in pod.containers:
             where = f"{pod.where}, {container['name']}"
             for name, value in environment(container).items():
-                if name != "MLFLOW_SERVER_ALLOWED_HOSTS":
+                if name not in ("MLFLOW_SERVER_ALLOWED_HOSTS", "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"):  # from outside
                     yield f"{where}, {name}", value
             yield from ((where, word) for word in command(container))
     for where, document in manifests.named("ConfigMap"):

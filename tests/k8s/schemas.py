@@ -86,7 +86,7 @@ def crd_folder() -> Path | None:
 
 
 @cache
-def _crd(kind: str, version: str) -> Document | None:
+def crd(kind: str, version: str) -> Document | None:
     folder = crd_folder()
     assert folder is not None
     definition = yaml.load((folder / f"ray.io_{kind.lower()}s.yaml").read_text(), yaml.CSafeLoader)
@@ -99,7 +99,7 @@ def _crd(kind: str, version: str) -> Document | None:
 
 @cache
 def _strict(kind: str, version: str) -> jsonschema.Draft202012Validator:
-    schema = _crd(kind, version)
+    schema = crd(kind, version)
     assert schema is not None
     root = _closed(schema)
     root["properties"]["metadata"] = {"type": "object"}
@@ -125,7 +125,7 @@ def _closed(schema: Any) -> Any:
 def custom_resources(manifests: Manifests) -> Iterator[str]:
     for where, document in manifests.named("RayCluster", "RayJob"):
         version = document["apiVersion"].removeprefix("ray.io/")
-        if _crd(document["kind"], version) is None:
+        if crd(document["kind"], version) is None:
             yield f"{where}: no such version {document['apiVersion']}"
             continue
         yield from (f"{where}: {problem}" for problem in _against_crd(document["kind"], version, json.dumps(document)))
@@ -145,7 +145,7 @@ def written_out(manifests: Manifests) -> Iterator[str]:
     whenever the operator updates a RayCluster, as for its finalizer. Quantities are stored in their shortest form.
     """
     for where, document in manifests.named("RayCluster", "RayJob"):
-        schema = _crd(document["kind"], document["apiVersion"].removeprefix("ray.io/"))
+        schema = crd(document["kind"], document["apiVersion"].removeprefix("ray.io/"))
         if schema is not None:
             yield from (f"{where}: {path} is left out" for path in _left_out(schema, document, "", False))
         for group in cluster_spec(document)["workerGroupSpecs"]:

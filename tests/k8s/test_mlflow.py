@@ -160,7 +160,7 @@ def test_a_wrong_password_is_told_of_in_one_line_and_loses_nothing(
     spool = Location.of(str(tmp_path / SPOOL))
     for password, reason in (
         ("a-wrong-password", "does not know the user of MLFLOW_TRACKING_USERNAME with MLFLOW_TRACKING_PASSWORD"),
-        ("", "wants to know who asks: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        ("", "wants a name and a password: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are not set"),
     ):
         told.clear()
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
@@ -195,27 +195,22 @@ def test_it_goes_on_when_its_database_has_been_away(pod: MlflowPod, chain: Chain
     path = pod.server["livenessProbe"]["httpGet"]["path"]
     assert pod.ask(path, "10.244.1.7:5000").status == 200, "to start it anew would not help"
     pod.database.start()
+    wait_for(lambda: pod.ask(API, "mlflow:5000", ADMIN).status == 200)  # its log has to be gone through first
     assert seen(pod) == chain.seen
-    assert pod.ask(API, "mlflow:5000", ADMIN).status == 200
 
 
-def test_it_ends_when_told_to_writes_nowhere_else_and_starts_again_with_all_that_there_was(
-    pod: MlflowPod, chain: Chain
+def test_nothing_but_its_volumes_can_be_written(pod: MlflowPod, chain: Chain) -> None:
+    del chain  # it has worked
+    assert list((pod.volumes / "work").iterdir()) == [], "where it was started"
+    if not pod.read_only:
+        pytest.skip("no file system can be mounted here, as in a container without privileges")
+    (root,) = (line for line in pod.mounts().splitlines() if line.split()[4] == "/")
+    assert root.split()[5].split(",")[0] == "ro"
+
+
+def test_a_lost_database_is_brought_back_from_a_backup_and_the_next_pod_serves_it(
+    pod: MlflowPod, chain: Chain, tmp_path: Path
 ) -> None:
-    if pod.read_only:
-        (root,) = (line for line in pod.mounts().splitlines() if line.split()[4] == "/")
-        assert root.split()[5].split(",")[0] == "ro"
-    assert pod.end() < pod.grace_seconds
-    assert list((pod.volumes / "work").iterdir()) == []
-    shutil.rmtree(pod.volumes / "tmp")
-    (pod.volumes / "tmp").mkdir()
-    pod.start()
-    assert seen(pod) == chain.seen
-    assert "Creating initial MLflow database tables" in pod.log.read_text()
-    assert pod.log.read_text().count("Creating initial MLflow database tables") == 1
-
-
-def test_a_backup_is_restored_by_the_manifests_commands(pod: MlflowPod, chain: Chain, tmp_path: Path) -> None:
     backup, restore = (
         Client("jobs/backup.yaml", "CronJob", pod, tmp_path),
         Client("jobs/restore.yaml", "Job", pod, tmp_path),
@@ -238,7 +233,7 @@ def test_a_backup_is_restored_by_the_manifests_commands(pod: MlflowPod, chain: C
     assert restore.run().returncode != 0, "the server is connected"
     assert client.get_experiment(later).name == "later", "and nothing was changed"
 
-    pod.end()
+    assert pod.end() < pod.grace_seconds
     execute(pod.database, "DROP DATABASE mlflow", "postgres")
     assert restore.run(BACKUP=older[-1]).returncode != 0, "of no use"
     done = restore.run()
@@ -250,6 +245,7 @@ def test_a_backup_is_restored_by_the_manifests_commands(pod: MlflowPod, chain: C
     left = {name for (name,) in execute(pod.database, "SELECT datname FROM pg_database")}
     assert left == {"mlflow", "postgres", "template0", "template1"}
     assert pod.ask(API, "mlflow:5000", ADMIN).status == 200, "users are in it, too"
+    assert pod.log.read_text().count("Creating initial MLflow database tables") == 1, "at the first start alone"
 
 
 class Client:

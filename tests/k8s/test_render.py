@@ -1,11 +1,16 @@
 """Manifests of a site's own values pass the same checks; wrong values are told in one line."""
 
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import pytest
 import yaml
 
 from k8s import render
+from k8s.values import ValuesError
 from tests.k8s.checks import CHECKS
 from tests.k8s.manifests import Document, Manifests, environment
 from tests.k8s.test_manifests import MANIFESTS, need
@@ -18,6 +23,7 @@ SITES: dict[str, Document] = {
         "images": {"redis": "valkey/valkey:8.1.1"},
         "storage": {"shared_class": "nfs", "block_class": "fast", "runs": "2Ti"},
         "queue": "team",
+        "mlflow_hosts": ["mlflow.example.org", "mlflow.example.com"],
     },
     "buckets, small nodes": {
         "storage": {"imagenet": "", "runs": "", "artifacts": "", "artifacts_uri": "s3://team/mlflow"},
@@ -56,6 +62,11 @@ def test_what_a_site_says_is_there(sites: dict[str, Manifests]) -> None:
     claims = {d["metadata"]["name"]: d["spec"]["storageClassName"] for _, d in large.named("PersistentVolumeClaim")}
     assert (claims["runs"], claims["imagenet"], claims["mlflow-artifacts"]) == ("nfs", "nfs", "fast")
     assert {d["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] for _, d in large.named("RayJob")} == {"team"}
+    (mlflow,) = (pod for pod in large.pods if pod.where == "60-mlflow.yaml: Deployment mlflow")
+    told = environment(mlflow.spec["containers"][0])
+    assert told["MLFLOW_SERVER_ALLOWED_HOSTS"].endswith(",127.0.0.1:*,mlflow.example.org,mlflow.example.com")
+    origins = "https://mlflow.example.org,https://mlflow.example.com"
+    assert told["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] == origins
     with_key = [pod for pod in buckets.pods if any("envFrom" in container for container in pod.own)]
     assert {pod.group for pod in with_key} >= {"head", "gpu", "driver"}
     assert {pod.where for pod in with_key} >= {"60-mlflow.yaml: Deployment mlflow"}
@@ -86,7 +97,28 @@ def test_another_image_makes_another_bootstrap_job_and_nothing_else_does(tmp_pat
         ("- image", "a mapping is needed"),
         ("image: {", "not YAML"),
         ("storage: {artifacts: ''}", "storage: either artifacts has a size or artifacts_uri a place"),
-        ("jobs: {mine: {file: mine.yaml}}", "mine.yaml is not there"),
+        (
+            "storage: {artifacts_uri: 's3://team/mlflow'}",
+            "storage: either artifacts has a size or artifacts_uri a place",
+        ),
+        ("storage: {runs: 500GB}", "storage.runs: a size in Mi, Gi, Ti or Pi, as 200Gi, not '500GB'"),
+        ("gpus: {shared_memory_per_gpu: 48}", "gpus.shared_memory_per_gpu: less than memory_per_gpu"),
+        ("pull_policy: Sometimes", "pull_policy: Always, IfNotPresent or Never, not 'Sometimes'"),
+        ("pull_secrets: [{name: pull}]", "pull_secrets[0]: text is needed, not {'name': 'pull'}"),
+        ("pull_secrets: [1]", "pull_secrets[0]: text is needed, not 1"),
+        ("identity: {role: 17}", "identity.role: text is needed, not 17"),
+        ("gpus: {selector: {a: 'b\"'}}", "gpus.selector.a: "),
+        ("identity: {'a: b': c}", "identity: 'a: b' is no name of a label or annotation"),
+        ("jobs: {mine: {file: vgg_f.yaml}}", "jobs.mine.file: vgg_f.yaml is not there"),
+        ("jobs: {mine: {file: ../README.md}}", "jobs.mine.file: ../README.md is not there"),
+        ("jobs: {mine: {}}", "jobs.mine.file: None is not there"),
+        ("jobs: {mine: vgg_e.yaml}", "jobs.mine: a mapping is needed, not 'vgg_e.yaml'"),
+        ("jobs: {demo: {workers: 2}}", "jobs.demo.workers: no such value; there are file, arguments and gpus"),
+        ("jobs: {demo: {gpus: all}}", "jobs.demo.gpus: a whole number is needed, not 'all'"),
+        ("jobs: {demo: {arguments: --fresh}}", "jobs.demo.arguments: a list of texts is needed"),
+        ("jobs: {restore: {file: demo.yaml}}", "jobs.restore: there is another manifest jobs/restore.yaml"),
+        ("jobs: {Mine: {file: demo.yaml}}", "jobs.Mine: a job's name has small letters"),
+        ("jobs: {dmeo: null}", "jobs.dmeo: no such value; the nearest is demo"),
     ],
 )
 def test_wrong_values_are_told_in_one_line(
@@ -110,3 +142,75 @@ def test_a_sites_manifests_go_into_a_folder_of_its_own(tmp_path: Path, capsys: p
     assert sorted(written.texts) == sorted(MANIFESTS.texts)
     (server,) = (pod for pod in written.pods if pod.where == "60-mlflow.yaml: Deployment mlflow")
     assert environment(server.own[-1])["HOME"] == "/tmp"
+
+
+def test_a_file_of_values_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert render.main(["--values", str(tmp_path / "mine.yaml"), "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / "mine.yaml") in line
+    assert not (tmp_path / "out").exists()
+
+
+def leaves(value: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
+    if isinstance(value, dict) and value and path != ("jobs",):
+        for key, below in value.items():
+            yield from leaves(below, (*path, key))
+    else:
+        yield path, value
+
+
+WRONG = [None, True, -1, 1.5, [[]], {"a": 1}, "a b", "a: b", "- a", '"', "#", "yes", "12", "{{ a }}", "a\nb"]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=repr)
+def test_no_value_takes_what_would_make_other_manifests(wrong: object) -> None:
+    """Each value of values.yaml in turn: its name is in the one line."""
+    tried = 0
+    for path, _ in leaves(render.values()):
+        own: object = wrong
+        for key in reversed(path):
+            own = {key: own}
+        with pytest.raises(ValuesError) as error, as_file(own) as file:
+            render.values([file])
+        assert ".".join(path) in str(error.value)
+        assert "\n" not in str(error.value)
+        tried += 1
+    assert tried > 25
+
+
+@contextmanager
+def as_file(document: object) -> Iterator[Path]:
+    with NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(document, file)
+        file.flush()
+        yield Path(file.name)
+
+
+def test_jobs_left_out_and_made_with_words_that_a_shell_and_yaml_would_read(tmp_path: Path) -> None:
+    words = ["--set", "name=a b: 'c' #1", "--fresh"]
+    values = {"jobs": {"demo": None, "mine": {"file": "photos.yaml", "arguments": words}}}
+    manifests = of_site(values, tmp_path)
+    assert "jobs/demo.yaml" not in manifests.texts
+    (job,) = (d for file, d in manifests.documents if file == "jobs/mine.yaml" and d["kind"] == "RayJob")
+    assert shlex.split(job["spec"]["entrypoint"]) == ["jobs/photos.yaml", *words]
+
+
+def test_what_is_no_longer_made_is_removed_and_what_is_not_ours_stays(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    render.write(render.rendered(render.values()), out)
+    (out / "jobs" / "own.yaml").write_text("# A manifest of the site's own.\n")
+    with as_file({"storage": {"imagenet": ""}, "jobs": {"demo": None}}) as file:
+        assert render.main(["--values", str(file), "--out", str(out)]) == 0
+    names = {file.name for file in (out / "jobs").iterdir()}
+    assert "own.yaml" in names
+    assert {"demo.yaml", "prepare-imagenet.yaml"}.isdisjoint(names)
+    assert len(list(out.glob("*.yaml"))) == len(list((render.HERE).glob("*.yaml")))
+
+
+def test_sizes_are_written_as_kubernetes_stores_them(tmp_path: Path) -> None:
+    """`kubectl apply` would find 1024Gi and 1Ti different, each time."""
+    values = {"storage": {"runs": "2048Gi", "redis": "512Mi"}, "gpus": {"memory_per_gpu": 128}}
+    manifests = of_site(values, tmp_path)
+    sizes = {d["metadata"]["name"]: d["spec"] for _, d in manifests.named("PersistentVolumeClaim")}
+    assert sizes["runs"]["resources"]["requests"]["storage"] == "2Ti"
+    assert list(CHECKS["written_out"](manifests)) == []

@@ -1,6 +1,7 @@
 """What a cluster can give to workers, and what each of them gets of it."""
 
 import sys
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +10,12 @@ import ray._private.state
 import ray._private.worker
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
+from cluster.interrupt import Stop
 from cluster.settings import ClusterSettings
 from pipelines.errors import ClusterError
 
 _ANSWER_SECONDS = 30
+_REPORT_SECONDS, _POLL_SECONDS = 60.0, 1.0  # for an autoscaler to say that it is there; its look around is every 5 s
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,24 @@ class Node:
     gpus: int
 
 
-def shape(settings: ClusterSettings, at_once: int = 1) -> Shape:
-    """`at_once`: how many stages and tests could go on side by side. Raises ClusterError if the cluster cannot ever
-    give it to one of them, saying what it has."""
-    return fit(settings, nodes(), _most(), at_once)
+def shape(settings: ClusterSettings, at_once: int = 1, stop: Stop | None = None) -> Shape:
+    """`at_once`: how many stages and tests could go on side by side.
+
+    A cluster without any CPU is no place to be refused at once: an autoscaler that is to bring them reports only some
+    time after the head has started, and is waited for. Raises ClusterError if the cluster cannot ever give it to one
+    of them, saying what it has, and KeyboardInterrupt when a `stop` is asked for.
+    """
+    deadline = time.monotonic() + _REPORT_SECONDS
+    while True:
+        there, limit = nodes(), _limit()
+        try:
+            return fit(settings, there, limit, at_once)
+        except ClusterError:
+            if limit is None or limit.cpus or time.monotonic() >= deadline:
+                raise
+        if stop is not None:
+            stop.heed()
+        time.sleep(_POLL_SECONDS)
 
 
 def fit(settings: ClusterSettings, nodes: list[Node], most: Node | None, at_once: int = 1) -> Shape:
@@ -134,7 +151,7 @@ def most_places(on: Shape) -> int:
     """How many workers could find a place if there were no others, and the cluster grew as far as it can."""
     if not can_grow():
         return places(nodes(), on.cpus, on.gpus)
-    most = _most()
+    most = _limit()
     if most is None:
         return sys.maxsize
     return min(most.cpus // on.cpus, most.gpus // on.gpus) if on.gpus else most.cpus // on.cpus
@@ -142,7 +159,7 @@ def most_places(on: Shape) -> int:
 
 def can_grow() -> bool:
     """Whether an autoscaler may add to the cluster."""
-    most, now = _most(), _node(ray.cluster_resources())
+    most, now = _limit(), _node(ray.cluster_resources())
     return most is None or most.cpus > now.cpus or most.gpus > now.gpus
 
 
@@ -160,7 +177,7 @@ def _node(resources: dict[str, float]) -> Node:
     return Node(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
 
 
-def _most() -> Node | None:
+def _limit() -> Node | None:
     """What the cluster has, or what its autoscaler may bring it to; None: that has not said."""
     later = ray._private.state.state.get_max_resources_from_cluster_config()
     if later is None and _autoscaled():

@@ -65,7 +65,7 @@ def run(checked: Checked, choice: Choice | None = None, job_file: str | None = N
     watch, stop = Watch(Board(checked.job.name, outline.lines(checked.job, names))), Stop()
     with watch, interrupt.noted(stop), held(root, stop, Holder.here(), watch.say) as lease:
         todo = decide.decisions(checked, choice)
-        with _connected(checked, watch) as shape, interrupt.noted(stop):  # again: Ray has handlers of its own
+        with _connected(checked, watch, stop) as shape:
             checked.store.create()
             try:
                 with published(watch.board, root, watch.say, lambda: lease.lost):
@@ -75,16 +75,16 @@ def run(checked: Checked, choice: Choice | None = None, job_file: str | None = N
 
 
 @contextmanager
-def _connected(checked: Checked, watch: Watch) -> Iterator[Shape]:
+def _connected(checked: Checked, watch: Watch, stop: Stop) -> Iterator[Shape]:
     """To Ray, while the block lasts; what each part of the job gets of it."""
     cluster = launch.connect()
     try:
-        shape = place.shape(checked.job.cluster, len(checked.order))
-        rows, classes = checked.training.rows, len(checked.training.manifest.classes)
-        watch.say(f"{checked.job.name}: {rows} images, {classes} classes")
-        watch.say(f"Ray: {cluster}; {shape}")
-        watch.board.runs_on(str(shape))
-        with launch.environment(checked.job.cluster):
+        with interrupt.noted(stop), launch.environment(checked.job.cluster):  # again: Ray has handlers of its own
+            shape = place.shape(checked.job.cluster, len(checked.order), stop)
+            rows, classes = checked.training.rows, len(checked.training.manifest.classes)
+            watch.say(f"{checked.job.name}: {rows} images, {classes} classes")
+            watch.say(f"Ray: {cluster}; {shape}")
+            watch.board.runs_on(str(shape))
             yield shape
     finally:
         launch.disconnect()

@@ -1,12 +1,16 @@
 """What workers get of a cluster."""
 
+import math
 import random
 
 import pytest
+import ray
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from cluster import place
+from cluster.interrupt import Stop
 from cluster.place import Node, Shape, fit, fits, places
 from cluster.settings import ClusterSettings
 from pipelines.errors import ClusterError
@@ -119,3 +123,57 @@ def test_where_others_use_the_cluster_their_places_are_not_promised() -> None:
     assert fits(room=1, unseen=0, least=2, most=4) == 0
     assert fits(room=4, unseen=4, least=1, most=4) == 0
     assert fits(room=1, unseen=2, least=1, most=4) == 0
+
+
+class Reporting:
+    """A cluster that Ray's autoscaler looks after, which says so only at the look with this number."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, says_at: float, nodes: list[Node]) -> None:
+        self.looks, self._says_at, self._nodes = 0, says_at, nodes
+        total = {"CPU": float(sum(n.cpus for n in nodes)), "GPU": float(sum(n.gpus for n in nodes))}
+        patch.setattr(ray._private.state.state, "get_max_resources_from_cluster_config", lambda: None)
+        patch.setattr(ray, "cluster_resources", lambda: total)
+        patch.setattr(place, "nodes", self._look)
+        patch.setattr(place, "_autoscaled", lambda: self.looks >= self._says_at)
+        patch.setattr(place, "_POLL_SECONDS", 0.001)
+
+    def _look(self) -> list[Node]:
+        self.looks += 1
+        return self._nodes
+
+
+NUMBERS = ClusterSettings(workers=(2, 4), cpus_per_worker=3, gpus_per_worker=1)
+
+
+def test_a_cluster_without_a_cpu_is_looked_at_until_its_autoscaler_has_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = Reporting(monkeypatch, 4, [Node(0, 0)])
+    assert place.shape(NUMBERS) == Shape(4, 3, 1, 2, True)
+    assert cluster.looks == 4
+    with pytest.raises(ClusterError, match=r"cluster\.cpus_per_worker: auto goes by the nodes that are there"):
+        place.shape(ClusterSettings(workers=(2, 2), gpus_per_worker=1))
+    assert cluster.looks == 5, "which is certain as soon as it has reported"
+
+
+def test_one_whose_autoscaler_never_reports_refuses_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place, "_REPORT_SECONDS", 0.05)
+    cluster = Reporting(monkeypatch, math.inf, [Node(0, 0)])
+    with pytest.raises(ClusterError, match=r"2 workers .* it has 0 CPUs and 0 GPUs on 1 node$"):
+        place.shape(NUMBERS)
+    assert cluster.looks > 1
+
+
+def test_one_with_cpus_refuses_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Reporting(monkeypatch, 2, [Node(8, 1)])
+    with pytest.raises(ClusterError, match=r"it has 8 CPUs and 1 GPUs on 1 node$"):
+        place.shape(NUMBERS)
+    assert cluster.looks == 1
+
+
+def test_a_stop_ends_the_wait_for_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, stop = Reporting(monkeypatch, math.inf, [Node(0, 0)]), Stop()
+    stop.ask("SIGTERM")
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+        place.shape(NUMBERS, stop=stop)
+    assert cluster.looks == 1

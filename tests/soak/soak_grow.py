@@ -85,6 +85,7 @@ def nodes(pod: Pod) -> int:
 
 
 def test_nodes_come_for_a_job_and_go_after_it(head: Pod, digits: tuple[str, str], tmp_path: Path) -> None:
+    """The first job may come before the autoscaler's first report, and waits for it."""
     file = tmp_path / "tiny.yaml"
     file.write_text(JOB.format(storage=tmp_path, train=digits[0], val=digits[1]))
     run = ["python", "-m", "jobs", str(file), "--set", "cluster.workers=2", "--set", "cluster.gpus_per_worker=0"]

@@ -121,7 +121,7 @@ def _most(on: Shape) -> int:
 
     Ray counts nodes that are being drained, and CPUs that others use.
     """
-    if on.least == on.workers or place.can_grow():
+    if on.least == on.workers or place.growth(on) is not None:
         return on.workers
     deadline = time.monotonic() + _SETTLE_SECONDS
     while (room := place.room(on)) < on.workers and time.monotonic() < deadline:

@@ -8,12 +8,14 @@ from typing import Any
 import ray
 import ray._private.state
 import ray._private.worker
+import ray.exceptions
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
 from cluster.interrupt import Stop
 from cluster.settings import ClusterSettings
 from pipelines.errors import ClusterError
 
+UNKNOWN = sys.maxsize  # places
 _ANSWER_SECONDS = 30
 _REPORT_SECONDS, _POLL_SECONDS = 60.0, 1.0  # for an autoscaler to say that it is there; its look around is every 5 s
 
@@ -147,20 +149,15 @@ def room(on: Shape) -> int:
     return places([_node(free.get(node["NodeID"], {})) for node in _staying()], on.cpus, on.gpus)
 
 
-def most_places(on: Shape) -> int:
-    """How many workers could find a place if there were no others, and the cluster grew as far as it can."""
-    if not can_grow():
-        return places(nodes(), on.cpus, on.gpus)
-    most = _limit()
-    if most is None:
-        return sys.maxsize
-    return min(most.cpus // on.cpus, most.gpus // on.gpus) if on.gpus else most.cpus // on.cpus
-
-
-def can_grow() -> bool:
-    """Whether an autoscaler may add to the cluster."""
-    most, now = _limit(), _node(ray.cluster_resources())
-    return most is None or most.cpus > now.cpus or most.gpus > now.gpus
+def growth(on: Shape) -> int | None:
+    """How many workers could find a place if there were no others, and the cluster grew as far as it can; UNKNOWN if
+    nobody says how far. None: it does not grow."""
+    limit, now = _limit(), _node(ray.cluster_resources())
+    if limit is None:
+        return UNKNOWN
+    if limit.cpus <= now.cpus and limit.gpus <= now.gpus:
+        return None
+    return min(limit.cpus // on.cpus, limit.gpus // on.gpus) if on.gpus else limit.cpus // on.cpus
 
 
 def leaving() -> set[str]:
@@ -187,10 +184,14 @@ def _limit() -> Node | None:
 
 
 def _autoscaled() -> bool:
-    """Whether an autoscaler looks after the cluster: Ray's second version, as on Kubernetes, reports on what it does,
-    though not on what it may do."""
+    """Whether an autoscaler has reported that it looks after the cluster: Ray's second version, as on Kubernetes, says
+    what it does, though not what it may do. While the head is away none has; Ray's other questions wait for it."""
     reply = GetClusterStatusReply()
-    reply.ParseFromString(ray._private.worker.global_worker.gcs_client.get_cluster_status(timeout_s=_ANSWER_SECONDS))
+    try:
+        said = ray._private.worker.global_worker.gcs_client.get_cluster_status(timeout_s=_ANSWER_SECONDS)
+    except ray.exceptions.RpcError:
+        return False
+    reply.ParseFromString(said)
     return reply.autoscaling_state.autoscaler_state_version > 0
 
 

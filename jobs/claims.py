@@ -28,9 +28,20 @@ class Claims:
             return self._shape.workers  # in turn, if need be: it waits for room itself
         least = 1 if test else self._shape.least
         room = launch.room(self._shape, test)
-        if self._grows and place.can_grow():  # it does when more is asked for
-            room = max(room, place.most_places(self._shape) - promised + unseen)
-        return place.fits(room, unseen, least, self._shape.workers)
+        return place.fits(max(room, self._to_come(promised, unseen)), unseen, least, self._shape.workers)
+
+    def _to_come(self, promised: int, unseen: int) -> int:
+        """Places that those under way leave of all that there could be: a cluster that grows does when more is asked
+        for.
+
+        Where nobody says how far, one part at a time finds out, and the next one asks when its workers are at work. If
+        all asked at once, and the cluster were full, each would stand as running until it gave up, the workers'
+        resources would be asked for many times over, and which part gets them would not go by urgency.
+        """
+        most = place.growth(self._shape) if self._grows else None
+        if most is None or (most == place.UNKNOWN and unseen):
+            return 0
+        return most - promised + unseen
 
     def add(self, name: str, workers: int) -> Listen:
         """Of a part that begins; to be fed with its workers' records."""

@@ -2,6 +2,7 @@
 
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -177,3 +178,29 @@ def test_a_stop_ends_the_wait_for_the_report(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
         place.shape(NUMBERS, stop=stop)
     assert cluster.looks == 1
+
+
+def test_a_head_that_is_away_is_no_error_while_a_part_looks_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's client gives this question up after a while, and waits with all others until the head is back."""
+
+    def gives_up(timeout_s: float) -> bytes:
+        raise ray.exceptions.RpcError(f"RPC error: Deadline Exceeded after {timeout_s}")
+
+    client = SimpleNamespace(gcs_client=SimpleNamespace(get_cluster_status=gives_up))
+    monkeypatch.setattr(ray._private.worker, "global_worker", client)
+    monkeypatch.setattr(ray._private.state.state, "get_max_resources_from_cluster_config", lambda: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
+    assert place.growth(Shape(2, 1, 0, 1)) is None
+
+
+def test_how_far_a_cluster_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Reporting(monkeypatch, 1, [Node(8, 1)])
+    assert place.growth(Shape(2, 2, 0, 1)) is None, "as far as has been said"
+    cluster.looks = 1
+    assert place.growth(Shape(2, 2, 0, 1)) == place.UNKNOWN
+    most = {"CPU": 32, "GPU": 2}
+    monkeypatch.setattr(ray._private.state.state, "get_max_resources_from_cluster_config", lambda: most)
+    assert place.growth(Shape(2, 2, 0, 1)) == 16
+    assert place.growth(Shape(2, 2, 1, 1)) == 2
+    most |= {"CPU": 8, "GPU": 1}
+    assert place.growth(Shape(2, 2, 0, 1)) is None, "it is there already"

@@ -118,7 +118,7 @@ def in_place_of_ray(patch: pytest.MonkeyPatch, places: int) -> Cluster:
     patch.setattr(launch, "train_stage", found.train_stage)
     patch.setattr(launch, "run_evaluation", found.run_evaluation)
     patch.setattr(place, "shape", lambda settings, at_once, stop: Shape(1, 1, 0, 1))
-    patch.setattr(place, "can_grow", lambda: False)
+    patch.setattr(place, "growth", lambda on: None)
     return found
 
 

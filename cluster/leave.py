@@ -5,6 +5,9 @@ on without it. What Ray does not tell is a driver on this very node: this asks i
 until Ray has noted how the job ended. It does so with SIGUSR1, since Ray's `job stop` may send SIGTERM at the same
 time, and a second SIGTERM would cut the checkpoint off.
 
+It looks at all processes that are to be seen. Outside a container these are the machine's, and it stops the drivers of
+every Ray there.
+
 It needs neither Ray nor the head, and always ends with status 0: of a hook that fails Kubernetes makes an event and
 goes on all the same, and nobody would have to do anything about it.
 """
@@ -13,6 +16,7 @@ import argparse
 import signal
 import sys
 import time
+from collections.abc import Iterable
 
 import psutil
 
@@ -22,10 +26,11 @@ _POLL_SECONDS = 0.2
 _NOTED_SECONDS = 5.0  # for Ray to note a job's end; without a head it cannot
 
 
-def leave(seconds: float) -> str | None:
-    """Stops the drivers among the processes that are to be seen, a container's own, and waits so long for them, at
-    most. A line if one did not end in time."""
-    supervisors = [process for process in psutil.process_iter() if _title(process).startswith(_SUPERVISOR)]
+def leave(seconds: float, processes: Iterable[psutil.Process] | None = None) -> str | None:
+    """Stops the drivers among the processes, by default all that are to be seen, and waits so long for them, at most,
+    and 5 s more for Ray to note how their jobs ended. A line if one did not end in time."""
+    looked_at = psutil.process_iter() if processes is None else processes
+    supervisors = [process for process in looked_at if _title(process).startswith(_SUPERVISOR)]
     drivers = [process for each in supervisors for process in _below(each) if _catches(process, signal.SIGUSR1)]
     for driver in drivers:
         _send(driver, signal.SIGUSR1)

@@ -163,9 +163,11 @@ class Pod:
     def kill(self) -> None:
         """All at once, as when a node is lost."""
         if self._process is not None:
+            left = self.processes()  # while they are still to be found below it
             self._process.kill()
             self._process.wait(END_SECONDS)
-            psutil.wait_procs(self.processes(), END_SECONDS)
+            _, alive = psutil.wait_procs(left, END_SECONDS)
+            assert alive == []
 
     def end(self, grace_seconds: float) -> float:
         """SIGTERM, and SIGKILL after so long, as Kubernetes does. Returns how long it took."""

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ TOKEN, PASSWORD = "a-token-of-32-characters-or-more", "a-password"
 SECRETS = {"token": {"auth_token": TOKEN}, "mlflow": {"username": "admin", "password": PASSWORD}}
 PATIENCE_SECONDS = 300
 EPOCHS = 20
+LASTING = ("bin/ray start", "raylet/raylet ", "ray::DashboardAgent", "ray::RuntimeEnvAgent")  # a worker's processes
 JOB = """#!/usr/bin/env -S python -m jobs
 name: tiny
 data: {{train: {train}, val: {val}}}
@@ -193,23 +195,31 @@ def test_secrets_are_in_no_log_and_on_no_command_line(cluster: Cluster) -> None:
     logs = [path for path in cluster.home.rglob("*") if path.is_file() and path.suffix in (".log", ".out", ".err")]
     assert any(path.name.startswith("job-driver") for path in logs)
     assert [path for path in logs if TOKEN in path.read_text(errors="replace")] == []
-    lines = [line for pod in (cluster.head, cluster.worker) for line in command_lines(pod)]
+    lines = [line for pod in (cluster.head, cluster.worker) for line in command_lines(pod).values()]
     assert any("gcs_server" in line for line in lines)
     assert [line for line in lines if TOKEN in line or PASSWORD in line] == []
 
 
 def test_the_hook_of_an_idle_pod_does_nothing(cluster: Cluster) -> None:
-    before = {process.pid for process in cluster.worker.processes()}
+    before = lasting(cluster.worker)
+    assert sorted(before.values()) == sorted(LASTING)
     hook(cluster.worker)
-    assert before == {process.pid for process in cluster.worker.processes()}
+    assert lasting(cluster.worker) == before
 
 
-def command_lines(pod: Pod) -> Iterator[str]:
+def lasting(pod: Pod) -> dict[int, str]:
+    """What there is as long as the pod, by number: Ray's idle workers come and go."""
+    found = [(pid, [what for what in LASTING if what in line]) for pid, line in command_lines(pod).items()]
+    return {pid: what[0] for pid, what in found if what}
+
+
+def command_lines(pod: Pod) -> dict[int, str]:
+    """By the processes' numbers."""
+    found = {}
     for process in pod.processes():
-        try:
-            yield " ".join(process.cmdline())
-        except psutil.Error:
-            continue
+        with suppress(psutil.Error):
+            found[process.pid] = " ".join(process.cmdline())
+    return found
 
 
 def hook(pod: Pod) -> None:

@@ -122,6 +122,30 @@ def job(storage: Path, digits: tuple[str, str]) -> str:
     return str(file)
 
 
+@dataclass(frozen=True)
+class Ran:
+    """What became of the job, and of it submitted again, with what they said."""
+
+    first: dict[str, Any]
+    second: dict[str, Any]
+    logs: tuple[str, str]
+
+
+@pytest.fixture(scope="module")
+def ran(cluster: Cluster, job: str) -> Ran:
+    """The hook was run in the worker's pod in the first one's second epoch."""
+    cluster.post("first", job)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while "epoch 2/" not in (said := cluster.log("first")):
+        assert cluster.info("first")["status"] in ("PENDING", "RUNNING"), said
+        assert time.monotonic() < deadline, said
+        time.sleep(0.5)
+    hook(cluster.worker)
+    first = cluster.ended("first")
+    cluster.post("second", job)
+    return Ran(first, cluster.ended("second"), (cluster.log("first"), cluster.log("second")))
+
+
 def test_the_command_lines_are_those_that_the_operator_makes() -> None:
     """Written down from KubeRay's own unit tests and sources."""
     head = Group(True, {"num-cpus": "0", "object-store-memory": "1"}, {"cpu": "1500m", "memory": "1Gi"})
@@ -154,28 +178,19 @@ def test_the_path_of_the_probes_needs_no_token(cluster: Cluster) -> None:
             assert answer(f"http://127.0.0.1:{pod.port}{asked['path']}").status == 200
 
 
-def test_a_job_runs_on_the_worker_stops_with_its_pod_and_goes_on_in_a_retry(cluster: Cluster, job: str) -> None:
-    cluster.post("first", job)
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while "epoch 2/" not in (said := cluster.log("first")):
-        assert cluster.info("first")["status"] in ("PENDING", "RUNNING"), said
-        assert time.monotonic() < deadline, said
-        time.sleep(0.5)
-    assert cluster.info("first")["driver_agent_http_address"].endswith(f":{cluster.worker.port}")
-
-    hook(cluster.worker)
-    first = cluster.ended("first")
+def test_a_job_runs_on_the_worker_stops_with_its_pod_and_goes_on_in_a_retry(cluster: Cluster, ran: Ran) -> None:
+    first, second = ran.first, ran.second
+    assert first["driver_agent_http_address"].endswith(f":{cluster.worker.port}")
     assert (first["status"], first["driver_exit_code"]) == ("FAILED", 130)
-    assert "its node is being taken away" in cluster.log("first")
-
-    cluster.post("second", job)
-    assert cluster.ended("second")["status"] == "SUCCEEDED", cluster.log("second")
-    epochs = [re.findall(r"epoch (\d+)/\d+  loss", cluster.log(name)) for name in ("first", "second")]
+    assert "its node is being taken away" in ran.logs[0]
+    assert second["status"] == "SUCCEEDED", ran.logs[1]
+    epochs = [re.findall(r"epoch (\d+)/\d+  loss", log) for log in ran.logs]
     assert [int(number) for log in epochs for number in log] == list(range(1, EPOCHS + 1)), "each once"
 
 
+@pytest.mark.usefixtures("ran")
 def test_a_client_with_the_token_submits_and_one_without_is_refused(cluster: Cluster, job: str, tmp_path: Path) -> None:
-    """The chain of the test before, which finds that all is done."""
+    """The same chain, which finds that all is done."""
     client = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     client |= {"RAY_API_SERVER_ADDRESS": cluster.url, "PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(tmp_path)}
     command = ["ray", "job", "submit", "--entrypoint-resources", '{"driver": 1}', "--", "exec", job]
@@ -190,8 +205,8 @@ def test_a_client_with_the_token_submits_and_one_without_is_refused(cluster: Clu
     assert "Checkpoints and results:" in done.stdout
 
 
+@pytest.mark.usefixtures("ran")
 def test_secrets_are_in_no_log_and_on_no_command_line(cluster: Cluster) -> None:
-    """After the tests before: jobs have run."""
     logs = [path for path in cluster.home.rglob("*") if path.is_file() and path.suffix in (".log", ".out", ".err")]
     assert any(path.name.startswith("job-driver") for path in logs)
     assert [path for path in logs if TOKEN in path.read_text(errors="replace")] == []

@@ -269,13 +269,14 @@ def test_what_the_server_would_write_otherwise_is_found(
     assert kubectl.apply(tmp_path)[what] == "configured"
 
 
-def test_a_field_that_does_not_exist_is_refused(kubectl: Kubectl, tmp_path: Path) -> None:
+def test_a_field_that_does_not_exist_is_refused(api: Api, kubectl: Kubectl, tmp_path: Path) -> None:
     kubectl.apply(ROOT / "k8s" / "00-namespace.yaml")
     text = (ROOT / "k8s" / "70-ray.yaml").read_text()
     (tmp_path / "ray.yaml").write_text(text.replace("enableInTreeAutoscaling:", "enableAutoscaling:"))
     done = kubectl("apply", "-f", tmp_path / "ray.yaml")
     assert (done.returncode, done.stdout) == (1, "")
     assert 'unknown field "spec.enableAutoscaling"' in done.stderr
+    assert [document["kind"] for document in api.objects.values()] == ["Namespace"]
 
 
 def test_a_request_that_the_stand_in_does_not_know_is_kept_for_the_test_to_fail_by(tmp_path: Path) -> None:

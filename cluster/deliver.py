@@ -312,7 +312,7 @@ class Delivery:
 
 def _away(error: BaseException) -> str:
     """What it means if nothing works. Of an error of the network, which others were raised from, it is the first."""
-    if isinstance(error, MlflowException) and (why := _refused(error)) is not None:
+    if isinstance(error, MlflowException) and (why := _turned_away(error)) is not None:
         return why
     first = error
     while first.__context__ is not None:
@@ -322,12 +322,10 @@ def _away(error: BaseException) -> str:
     return f"takes nothing ({first_line(error)})"
 
 
-def _refused(error: MlflowException) -> str | None:
+def _turned_away(error: MlflowException) -> str | None:
     """Why a server turns away whoever asks so, whatever is asked for."""
     if error.error_code == "UNAUTHENTICATED":
-        if os.environ.get("MLFLOW_TRACKING_USERNAME") and os.environ.get("MLFLOW_TRACKING_PASSWORD"):
-            return "does not know the user of MLFLOW_TRACKING_USERNAME with MLFLOW_TRACKING_PASSWORD"
-        return "wants a name and a password: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are not set"
+        return "wants a name and a password that it knows (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD)"
     if error.error_code == "PERMISSION_DENIED" and "Invalid Host header" in str(error):
         return "answers to other names alone: give it this one with --allowed-hosts, with the port"
     return None

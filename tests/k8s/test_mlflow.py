@@ -158,10 +158,8 @@ def test_a_wrong_password_is_told_of_in_one_line_and_loses_nothing(
 ) -> None:
     told: list[str] = []
     spool = Location.of(str(tmp_path / SPOOL))
-    for password, reason in (
-        ("a-wrong-password", "does not know the user of MLFLOW_TRACKING_USERNAME with MLFLOW_TRACKING_PASSWORD"),
-        ("", "wants a name and a password: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are not set"),
-    ):
+    reason = "wants a name and a password that it knows (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD)"
+    for password in ("a-wrong-password", ""):
         told.clear()
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
         tracker = Tracker(pod.uri, "locked", spool, told.append)

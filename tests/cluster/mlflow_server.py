@@ -18,13 +18,9 @@ from pathlib import Path
 import psycopg2
 import pytest
 
+from tests.serving import free_port
+
 PATIENCE_SECONDS = 300  # it was seen to take 130 to start, beside twenty busy processes
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def binary(name: str) -> str:

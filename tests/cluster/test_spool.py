@@ -14,7 +14,8 @@ from pyarrow import fs as arrow_fs
 from cluster.spool import Journal, Reader, left, running
 from cluster.track import Tracker
 from pipelines.location import Location
-from tests.cluster.mlflow_server import free_port, wait_for
+from tests.cluster.mlflow_server import wait_for
+from tests.serving import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 PROCESS = """

@@ -10,9 +10,9 @@ from cluster.track import Tracker
 from jobs import cli
 from jobs.store import SPOOL
 from pipelines.location import Location
-from tests.cluster.mlflow_server import free_port
 from tests.cluster.test_track import found
 from tests.pipelines.test_shards import Server
+from tests.serving import free_port
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from jobs.cli import main
 from pipelines.classifier import Classifier
 from pipelines.location import Location
 from pipelines.shards import DataSet
+from tests.serving import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
@@ -70,12 +70,6 @@ def ray_environment(home: Path) -> Iterator[dict[str, str]]:
     finally:
         head.send_signal(signal.SIGTERM)
         head.wait(60)
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def submit(folder: Path, environment: dict[str, str], *arguments: str) -> str:

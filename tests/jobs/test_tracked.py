@@ -16,8 +16,8 @@ from jobs.store import SPOOL
 from jobs.stored import Stored
 from pipelines.location import Location
 from pipelines.shards import DataSet
-from tests.cluster.mlflow_server import free_port
 from tests.cluster.test_track import found
+from tests.serving import free_port
 
 
 @pytest.fixture(scope="module")

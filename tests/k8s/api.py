@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from tests.k8s.objects import Object, as_components, as_go_writes, builtin, changes, custom, stored, type_errors
 from tests.k8s.patches import merged, strategically_merged
+from tests.serving import served
 
 DISCOVERY = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
 OPEN_API_2 = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
@@ -92,14 +93,8 @@ class Api:
 
     @contextmanager
     def running(self) -> Iterator["Api"]:
-        thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
+        with served(self._http):
             yield self
-        finally:
-            self._http.shutdown()
-            thread.join()
-            self._http.server_close()
 
     def forget(self, objects: dict[Key, Object]) -> None:
         """Begins anew, with those objects."""

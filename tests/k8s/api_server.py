@@ -17,6 +17,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests.serving import served
+
 NAMESPACE, TOKEN = "verydeep", "a-token-of-the-account"
 PATH = f"/api/v1/namespaces/{NAMESPACE}/secrets"
 REASONS = {
@@ -91,14 +93,8 @@ class ApiServer:
 
     @contextmanager
     def running(self) -> Iterator["ApiServer"]:
-        thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
+        with served(self._http):
             yield self
-        finally:
-            self._http.shutdown()
-            thread.join()
-            self._http.server_close()
 
     def put(self, name: str, values: dict[str, str]) -> None:
         data = {key: b64encode(value.encode()).decode() for key, value in values.items()}

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.k8s.pods import ROOT, Answer, quantity
+from tests.k8s.pods import ROOT, quantity
+from tests.serving import Answer
 
 Secrets = Mapping[str, Mapping[str, str]]
 SUBNET = "10.213.77"

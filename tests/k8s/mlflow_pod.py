@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,7 +17,8 @@ from typing import Any
 
 import yaml
 
-from tests.cluster.mlflow_server import Postgres, binary, free_port, wait_for
+from tests.cluster.mlflow_server import Postgres, binary, wait_for
+from tests.serving import Answer, fetched, free_port
 
 K8S = Path(__file__).parent.parent.parent / "k8s"
 BIN = Path(sys.executable).parent
@@ -62,12 +62,6 @@ class Here:
                 reference = variable["valueFrom"]["secretKeyRef"]
                 found[variable["name"]] = SECRETS[reference["name"]][reference["key"]]
         return found
-
-
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    body: str
 
 
 class MlflowPod:
@@ -139,13 +133,7 @@ class MlflowPod:
         headers = {"Host": host}
         if user is not None:
             headers["Authorization"] = "Basic " + base64.b64encode(":".join(user).encode()).decode()
-        try:
-            with urllib.request.urlopen(urllib.request.Request(self.uri + path, headers=headers), timeout=20) as answer:
-                return Answer(answer.status, answer.read().decode())
-        except urllib.error.HTTPError as error:
-            return Answer(error.code, error.read().decode())
-        except OSError as error:
-            return Answer(0, str(error))
+        return fetched(urllib.request.Request(self.uri + path, headers=headers), 20)
 
     def end(self) -> float:
         """By SIGTERM, as a pod is ended, with what is in its emptyDir; how many seconds it took."""

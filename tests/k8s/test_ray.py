@@ -17,7 +17,8 @@ import psutil
 import pytest
 import yaml
 
-from tests.k8s.pods import BIN, ROOT, Group, Pod, answer, free_port, groups, hindrance, start_command
+from tests.k8s.pods import BIN, ROOT, Group, Pod, answer, groups, hindrance, start_command
+from tests.serving import free_port
 
 MANIFESTS = ROOT / "k8s"
 TOKEN, PASSWORD = "a-token-of-32-characters-or-more", "a-password"

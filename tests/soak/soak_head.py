@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 
 from cluster.course import PREEMPTED
-from tests.k8s.pods import Pod, free_port, groups, hindrance, with_redis
+from tests.k8s.pods import Pod, groups, hindrance, with_redis
 from tests.k8s.test_ray import SECRETS, Cluster, hook, manifest, without_mlflow
+from tests.serving import free_port
 
 pytestmark = pytest.mark.timeout(1800)
 PATIENCE_SECONDS = 600

@@ -95,10 +95,19 @@ class Namespace:
         call("network", "create", "--internal", "--subnet", f"{SUBNET}.0/24", self.prefix)
 
     def remove(self) -> None:
-        for kind, names in (("rm --force", self._containers), ("volume rm", self._volumes)):
-            if names:
-                call(*kind.split(), *names)
-        call("network", "rm", self.prefix)
+        """Whatever of it there is: what cannot be removed keeps nothing else from it. Raises RuntimeError of that."""
+        failed = []
+        for what in (
+            *(["rm", "--force", name] for name in self._containers),
+            *(["volume", "rm", "--force", name] for name in self._volumes),
+            ["network", "rm", "--force", self.prefix],
+        ):
+            try:
+                call(*what)
+            except RuntimeError as error:
+                failed.append(str(error))
+        if failed:
+            raise RuntimeError("\n".join(failed))
 
     def address(self, name: str) -> str:
         return f"{SUBNET}.{10 + self.names.index(name)}"

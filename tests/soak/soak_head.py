@@ -4,7 +4,6 @@ tables are in Redis; a worker's pod is ended.
 It takes root, for pods, and a redis-server.
 """
 
-import itertools
 import re
 import shutil
 import subprocess
@@ -56,7 +55,7 @@ class Recovering:
         old = self.cluster.head
         old.kill()
         time.sleep(seconds)
-        for number in itertools.count():
+        for number in range(STARTS):
             home = old.home.with_name(f"new{number}")
             new = Pod(old.group, home, old.environment["RAY_ADDRESS"], self.ports)
             self.cluster = Cluster(self.cluster.home, new, self.cluster.worker, self.cluster.url)
@@ -66,7 +65,7 @@ class Recovering:
                 break
             except AssertionError:  # on a busy machine it gives up, and Kubernetes would start it again
                 new.kill()
-                if number == STARTS:
+                if number == STARTS - 1:
                     raise
         return self.cluster
 

@@ -38,8 +38,8 @@ class Stop:
 @contextmanager
 def noted(stop: Stop | None = None) -> Iterator[Stop]:
     """The first signal asks for a stop, a second one for one at once; a third raises KeyboardInterrupt, in case that
-    nothing heeds the wish. SIGUSR1 asks for a stop however often it comes: who sends it may not be the only one that
-    asks. To be entered in the main thread, after Ray has started, which has handlers of its own."""
+    nothing heeds the wish. SIGUSR1 asks for a stop however often it comes, and is not counted: `ray job stop` may send
+    SIGTERM at the same time. To be entered in the main thread, after Ray has started, which has handlers of its own."""
     stop, came = stop or Stop(), []
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -123,14 +123,15 @@ def _of_any(group: Document) -> Iterator[str]:
 
 
 def provided(group: Document) -> dict[str, float] | None:
-    """Custom resources that a group's pods have; None if they are not as `ray start` reads them, through bash."""
+    """Custom resources that a group's pods have; None if they are not as both `ray start`, through bash, and the
+    operator, which takes the quotes away, read them."""
     text = group["rayStartParams"].get("resources")
     if text is None:
         return {}
-    if not re.fullmatch(r'"(\{.*\})"', text, re.DOTALL):
+    if not re.fullmatch(r"'\{.*\}'", text, re.DOTALL):
         return None
     try:
-        found: dict[str, float] = json.loads(text[1:-1].replace('\\"', '"'))
+        found: dict[str, float] = json.loads(text[1:-1])
     except ValueError:
         return None
     return found

@@ -39,7 +39,7 @@ BROKEN = [
     ("clusters", RAY, 'object-store-memory: "500000000"', 'object-store-memory: "5000000000"'),
     ("clusters", RAY, "*terminationGracePeriodSeconds: 150", "terminationGracePeriodSeconds: 120"),
     ("clusters", RAY, 'DRAIN_TIMEOUT_S, value: "60"', 'DRAIN_TIMEOUT_S, value: "90"'),
-    ("clusters", DEMO, r"""'"{\"driver\": 1}"'""", """'{"driver": 1}'"""),
+    ("clusters", DEMO, r'''resources: "'{\"driver\": 1}'"''', r"""resources: '"{\"driver\": 1}"'"""),
     ("jobs", DEMO, """entrypointResources: '{"driver": 1}'""", """entrypointResources: '{"head": 1}'"""),
     ("versions", RAY, 'rayVersion: "', 'rayVersion: "1'),
     ("versions", MLFLOW, "image: verydeep:", "image: verydeep:9"),

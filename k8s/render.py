@@ -122,25 +122,23 @@ def _standing(chosen: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _job(name: str, settings: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
     text, cluster = job_file(settings)
-    workers = cluster.get("workers", 1)
-    most = max(workers) if isinstance(workers, list) else workers
-    wanted = settings.get("gpus", most if cluster.get("gpus_per_worker") == 1 else 0)
-    groups = list(_groups(wanted, most, chosen))
+    most = cluster.workers[1]
+    groups = list(_groups(settings.get("gpus", most if cluster.gpus_per_worker == 1 else 0), most, chosen))
     return {
         "name": name,
         "title": _title(text),
-        "entrypoint": _scalar(shlex.join([f"jobs/{settings['file']}", *settings.get("arguments", [])])),
+        "entrypoint": _scalar(shlex.join(["exec", f"jobs/{settings['file']}", *settings.get("arguments", [])])),
         "groups": groups,
         "driver_group": next(group["name"] for group in groups if group["driver"]),
-        "head": {"cpus": 1, "memory": "4Gi"},
+        "head": _memory(chosen["job_head"]),
     }
 
 
 def _groups(gpus: int, workers: int, chosen: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Worker groups of a job: one pod for the driver, and for each node's GPUs one; without GPUs one pod for all."""
     if gpus:
-        each = min(gpus, chosen["gpus"]["per_node"])
-        pods = -(-gpus // each)
+        pods = -(-gpus // chosen["gpus"]["per_node"])
+        each = -(-gpus // pods)
         count = {"replicas": pods, "least": pods, "most": pods}
         driver = _cpu_group(chosen["driver"]["cpus"], chosen["driver"]["memory"])
         yield {**_gpu_group(chosen["gpus"], each), "name": "gpu", **count}
@@ -157,6 +155,7 @@ def _gpu_group(gpus: Mapping[str, Any], each: int) -> dict[str, Any]:
         "memory": size(f"{gpus['memory_per_gpu'] * each}Gi"),
         "shared_memory": size(f"{gpus['shared_memory_per_gpu'] * each}Gi"),
         "selector": gpus["selector"],
+        "runtime_class": gpus["runtime_class"],
         "driver": False,
     }
 
@@ -168,6 +167,7 @@ def _cpu_group(cpus: int, memory: int) -> dict[str, Any]:
         "memory": size(f"{memory}Gi"),
         "shared_memory": "2Gi",
         "selector": {},
+        "runtime_class": "",
         "driver": False,
     }
 

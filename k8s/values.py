@@ -8,17 +8,24 @@ from typing import Any
 
 import yaml
 
+from cluster.settings import ClusterSettings
+from jobs import schema
+from pipelines.errors import VerydeepError, first_line
+
 SOURCE = Path(__file__).parent / "source"
 JOBS = Path(__file__).parent.parent / "jobs"
 _FREE = ("jobs", "gpus.selector", "identity")  # mappings in which a site may name what it likes
 _SIZES = ("imagenet", "archives", "runs", "artifacts", "postgresql", "redis")
 _OPTIONAL = frozenset(
-    {"shared_class", "block_class", "imagenet", "runs", "artifacts", "artifacts_uri", "credentials", "queue"}
+    {"shared_class", "block_class", "runtime_class", "imagenet", "runs", "artifacts", "artifacts_uri", "credentials"}
+    | {"queue"}
 )
+_MODES = ("ReadWriteMany", "ReadWriteOnce")
 _MAY_BE_0 = ("gpus.most_nodes", "cpu_node.most")
 _QUOTED = ("gpus.selector.", "identity.")  # the values of labels and annotations
 # What stands in YAML without quotes.
 _TEXT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./:@%+=&?-]*")
+_LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?")  # KubeRay appends to it, and Kubernetes takes 63
 _SIZE = re.compile(r"([1-9][0-9]*)(Mi|Gi|Ti|Pi)")
 
@@ -33,7 +40,7 @@ def values(files: Sequence[Path] = ()) -> dict[str, Any]:
     for file in files:
         try:
             own = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: other bytes than UTF-8, a month 13
             raise ValuesError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(own, dict):
             raise ValuesError(f"{file}: a mapping is needed, as in {SOURCE / 'values.yaml'}")
@@ -56,10 +63,11 @@ def size(text: str) -> str:
     return f"{number}{units[unit]}"
 
 
-def job_file(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The text of a job's file, and what it says of its cluster."""
-    text = (JOBS / settings["file"]).read_text(encoding="utf-8")
-    return text, yaml.safe_load(text).get("cluster", {})
+def job_file(settings: Mapping[str, Any]) -> tuple[str, ClusterSettings]:
+    """The text of a job's file, and what it takes of its cluster, by the arguments, too. Raises SettingsError."""
+    file, arguments = JOBS / settings["file"], settings.get("arguments", [])
+    changed = [arguments[i + 1] for i, argument in enumerate(arguments[:-1]) if argument == "--set"]
+    return file.read_text(encoding="utf-8"), schema.load(file, changed).cluster
 
 
 def _over(below: Any, above: Any, file: str, path: str) -> Any:
@@ -100,20 +108,27 @@ def _problems(chosen: Mapping[str, Any]) -> Iterator[str]:
         yield f"pull_policy: Always, IfNotPresent or Never, not {chosen['pull_policy']!r}"
     if chosen["gpus"]["shared_memory_per_gpu"] >= chosen["gpus"]["memory_per_gpu"]:
         yield "gpus.shared_memory_per_gpu: less than memory_per_gpu, which it is part of"
+    if storage["shared_mode"] not in _MODES:
+        yield f"storage.shared_mode: {' or '.join(_MODES)}, not {storage['shared_mode']!r}"
+    for name, value in chosen["gpus"]["selector"].items():
+        if isinstance(value, str) and not _LABEL.fullmatch(value):
+            yield f"gpus.selector.{name}: {value!r} is no value of a label"
     for name, settings in chosen["jobs"].items():
         yield from _of_job(f"jobs.{name}", name, settings)
 
 
 def _of_leaves(value: Any, path: str) -> Iterator[str]:
-    if isinstance(value, dict):
+    if path.startswith(_QUOTED):
+        yield from _of_text(value, path)
+    elif isinstance(value, dict):
         for key, below in value.items():
             yield from _of_leaves(below, f"{path}.{key}".lstrip("."))
-            if not _TEXT.fullmatch(key):
+            if not isinstance(key, str) or not _TEXT.fullmatch(key):
                 yield f"{path}: {key!r} is no name of a label or annotation"
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from _of_text(item, f"{path}[{index}]")
-    elif type(value) is not int or path.startswith(_QUOTED):
+    elif type(value) is not int:
         yield from _of_text(value, path)
     elif value < (least := 0 if path.endswith(_MAY_BE_0) else 1):
         yield f"{path}: {least} at least"
@@ -129,8 +144,16 @@ def _of_text(value: Any, path: str) -> Iterator[str]:
     elif section == "storage" and name in _SIZES:
         if not _SIZE.fullmatch(value):
             yield f"{path}: a size in Mi, Gi, Ti or Pi, as 200Gi, not {value!r}"
-    elif not _TEXT.fullmatch(value) or (not path.startswith(_QUOTED) and yaml.safe_load(value) != value):
+    elif not _TEXT.fullmatch(value) or not (path.startswith(_QUOTED) or _plain(value)):
         yield f"{path}: {value!r} cannot stand there: letters, digits and _ . / : @ % + = & ? -, and no number"
+
+
+def _plain(text: str) -> bool:
+    """Whether YAML reads it as text, without quotes."""
+    try:
+        return bool(yaml.safe_load(text) == text)
+    except (ValueError, yaml.YAMLError):  # it begins as a date or a number
+        return False
 
 
 def _of_job(path: str, name: str, settings: Any) -> Iterator[str]:
@@ -151,9 +174,14 @@ def _of_settings(path: str, settings: Mapping[str, Any]) -> Iterator[str]:
     file, gpus, arguments = settings.get("file"), settings.get("gpus", 0), settings.get("arguments", [])
     if unknown is not None:
         yield f"{path}.{unknown}: no such value; there are file, arguments and gpus"
-    elif file not in files:
+    elif not isinstance(file, str) or file not in files:
         yield f"{path}.file: {file} is not there, in {JOBS}{_nearest(file, files)}"
     elif type(gpus) is not int or gpus < 0:
         yield f"{path}.gpus: a whole number is needed, not {gpus!r}"
     elif not isinstance(arguments, list) or not all(isinstance(argument, str) for argument in arguments):
         yield f"{path}.arguments: a list of texts is needed, not {arguments!r}"
+    else:
+        try:
+            job_file(settings)
+        except VerydeepError as error:
+            yield f"{path}: {first_line(error)}"

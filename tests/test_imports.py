@@ -1,6 +1,7 @@
 """Imports go one way: jobs -> cluster -> pipelines; big packages have a home."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ MAY_IMPORT = {
     "pipelines": {"pipelines"},
     "cluster": {"cluster", "pipelines"},
     "jobs": {"jobs", "cluster", "pipelines"},
-    "k8s": {"k8s"},  # its programs run where the rest need not be installed
+    "k8s": {"k8s", "jobs", "cluster", "pipelines"},
 }
 FILES = {"pipelines": 8, "cluster": 8, "jobs": 8, "k8s": 3}  # at least
 HOMES = {
@@ -68,3 +69,8 @@ def test_packages_import_only_what_lies_below_them(package: str) -> None:
         for name, homes in HOMES.items():
             if name in imported(file):
                 assert f"{package}/{file.name}" in homes, f"{file} imports {name}"
+
+
+def test_the_bootstrap_program_is_of_the_standard_library_alone() -> None:
+    """It holds a credential, and starts in a moment."""
+    assert imported(ROOT / "k8s" / "bootstrap.py") <= sys.stdlib_module_names

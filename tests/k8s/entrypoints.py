@@ -15,8 +15,9 @@ from tests.k8s.schemas import amount
 
 def entrypoints(manifests: Manifests) -> Iterator[str]:
     for where, document in manifests.named("RayJob"):
-        words = shlex.split(document["spec"].get("entrypoint", "")) or [""]
-        problem = _of_job_file(manifests, words)
+        first, *words = [*shlex.split(document["spec"].get("entrypoint", "")), "", ""]
+        words = [word for word in words if word] or [""]
+        problem = _of_job_file(manifests, words) if first == "exec" else "the entrypoint does not begin with exec"
         if problem:
             yield f"{where}: {problem}"
         else:
@@ -40,7 +41,11 @@ def entrypoints(manifests: Manifests) -> Iterator[str]:
 def job_files(manifests: Manifests) -> Iterator[str]:
     """There is a RayJob for each job file that is shipped."""
     shipped = {file.name for file in (manifests.root / "jobs").glob("*.yaml")}
-    run = {d["spec"].get("entrypoint", "").split(" ")[0].removeprefix("jobs/") for _, d in manifests.named("RayJob")}
+    run = {
+        word.removeprefix("jobs/")
+        for _, d in manifests.named("RayJob")
+        for word in d["spec"].get("entrypoint", "").split(" ")[1:2]
+    }
     yield from (f"jobs/{name}: no RayJob runs it" for name in sorted(shipped - run))
 
 

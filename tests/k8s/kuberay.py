@@ -26,6 +26,9 @@ MANAGED = {  # environment that the operator sets itself
 STARTED = {"address", "block", "memory", "port", "metrics-export-port", "dashboard-host", "labels", "no-monitor"}
 STARTED |= {"redis-password", "redis-username"}  # parameters of `ray start` that are its to say as well
 
+HOOK_NOTED_SECONDS = 5  # that cluster.leave waits beyond its patience, for Ray to note a job's end
+RAY_DRAIN_SECONDS = 30  # by default: RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
+
 
 def clusters(manifests: Manifests) -> Iterator[str]:
     for where, name, cluster in manifests.clusters:
@@ -106,9 +109,11 @@ def _of_any(group: Document) -> Iterator[str]:
         if volume.get("emptyDir", {}).get("medium", "") not in ("", "Memory"):
             yield f"emptyDir medium {volume['emptyDir']['medium']}"
     hook = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
-    patience = int(hook[-1]) if hook and hook[-1].isdigit() else 0
-    if not 0 < patience < spec.get("terminationGracePeriodSeconds", 30):
-        yield f"preStop takes {patience} of {spec.get('terminationGracePeriodSeconds', 30)} seconds"
+    patience = int(hook[-1]) + HOOK_NOTED_SECONDS if hook and hook[-1].isdigit() else 0
+    drain = int(environment(container).get("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S") or RAY_DRAIN_SECONDS)
+    grace = spec.get("terminationGracePeriodSeconds", 30)
+    if not patience > 0 or patience + drain >= grace:
+        yield f"preStop takes {patience} and Ray's drain {drain} of {grace} seconds"
     store = Decimal(parameters.get("object-store-memory", "0"))
     shared = [v["emptyDir"]["sizeLimit"] for v in spec["volumes"] if v.get("emptyDir", {}).get("medium") == "Memory"]
     if not shared or not 0 < store < amount(shared[0]):
@@ -118,14 +123,15 @@ def _of_any(group: Document) -> Iterator[str]:
 
 
 def provided(group: Document) -> dict[str, float] | None:
-    """Custom resources that a group's pods have; None if they are not as `ray start` reads them, through bash."""
+    """Custom resources that a group's pods have; None if they are not as both `ray start`, through bash, and the
+    operator, which takes the quotes away, read them."""
     text = group["rayStartParams"].get("resources")
     if text is None:
         return {}
-    if not re.fullmatch(r'"(\{.*\})"', text, re.DOTALL):
+    if not re.fullmatch(r"'\{.*\}'", text, re.DOTALL):
         return None
     try:
-        found: dict[str, float] = json.loads(text[1:-1].replace('\\"', '"'))
+        found: dict[str, float] = json.loads(text[1:-1])
     except ValueError:
         return None
     return found

@@ -19,7 +19,7 @@ SYSCTLS = {
     "net.ipv4.tcp_keepalive_probes",
 }
 SELINUX = {"", "container_t", "container_init_t", "container_kvm_t", "container_engine_t"}
-WITH_TOKEN = {"bootstrap", "ray-head"}  # the accounts whose pods talk to the API
+WITH_TOKEN = {"bootstrap"}  # the accounts whose pods have a token in each container
 FOREIGN = {"postgres", "redis", "valkey"}  # images of others, beside the one of this project
 
 
@@ -91,7 +91,14 @@ def hardened(manifests: Manifests) -> Iterator[str]:
             yield f"{pod.where}: enableServiceLinks is not false"
         if pod.spec.get("automountServiceAccountToken") is not (pod.spec.get("serviceAccountName") in WITH_TOKEN):
             yield f"{pod.where}: automountServiceAccountToken is {pod.spec.get('automountServiceAccountToken')}"
+        tokens = {
+            volume["name"]
+            for volume in pod.spec.get("volumes", [])
+            if any("serviceAccountToken" in source for source in volume.get("projected", {}).get("sources", []))
+        }
         for container in pod.containers:
+            if container["name"] != "autoscaler" and tokens & {m["name"] for m in container.get("volumeMounts", [])}:
+                yield f"{pod.where}, {container['name']}: has the autoscaler's token"
             if container.get("securityContext", {}).get("readOnlyRootFilesystem") is not True:
                 yield f"{pod.where}, {container['name']}: its root can be written to"
     for where, document in manifests.named("ServiceAccount"):

@@ -77,9 +77,8 @@ def wanted() -> set[tuple[str, str, int]]:
     stored = {("mlflow", "postgresql", 5432), ("backup", "postgresql", 5432)}
     state = {(a, "redis", 6379) for a in ("head", "job head", "redis cleanup")}
     watched = {("prometheus", a, 8080) for a in ray}
-    created = {("bootstrap", b, 443) for b in PLACES if PLACES[b] not in OURS}
-    created |= {("bootstrap", b, 6443) for b in PLACES if PLACES[b] not in OURS}
-    names = {(a.name, b, 53) for a in OURS for b in PLACES if not PLACES[b].address and PLACES[b] not in OURS}
+    created = {("bootstrap", b, port) for b in PLACES for port in PORTS if PLACES[b] not in OURS}
+    names = {(a.name, b, 53) for a in OURS for b in PLACES if PLACES[b] not in OURS}
     return among | out | submitted | tracked | stored | state | watched | created | names
 
 

@@ -31,6 +31,17 @@ SITES: dict[str, Document] = {
         "identity": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/verydeep"},
         "gpus": {"per_node": 1, "cpus_per_gpu": 4, "selector": {"nvidia.com/gpu.product": "NVIDIA-L4"}},
     },
+    # Rows of the table "Sizes" in docs/kubernetes.md.
+    "one GPU": {
+        "gpus": {"per_node": 1, "most_nodes": 1, "runtime_class": "nvidia"},
+        "storage": {"shared_mode": "ReadWriteOnce"},
+        "jobs": {"vgg-e": {"arguments": ["--set", "cluster.workers=1"]}},
+    },
+    "64 GPUs": {
+        "gpus": {"per_node": 8, "most_nodes": 8},
+        "head": {"cpus": 4, "memory": 16},
+        "jobs": {"vgg-e": {"arguments": ["--set", "cluster.workers=64"]}},
+    },
     "jobs of its own": {
         "jobs": {"long": {"file": "vgg_e.yaml", "arguments": ["--set", "cluster.workers=4"]}, "paper": {"gpus": 64}}
     },
@@ -56,7 +67,7 @@ def test_a_sites_manifests_pass(check: str, site: str, sites: dict[str, Manifest
 
 
 def test_what_a_site_says_is_there(sites: dict[str, Manifests]) -> None:
-    large, buckets, jobs = sites.values()
+    large, buckets, *_, jobs = sites.values()
     assert {c["image"] for pod in large.pods for c in pod.containers if "verydeep" in c["image"]} == {REGISTRY}
     assert [pod.where for pod in large.pods if {"name": "pull"} not in pod.spec.get("imagePullSecrets", [])] == []
     claims = {d["metadata"]["name"]: d["spec"]["storageClassName"] for _, d in large.named("PersistentVolumeClaim")}
@@ -73,7 +84,21 @@ def test_what_a_site_says_is_there(sites: dict[str, Manifests]) -> None:
     (gpus,) = (pod for pod in buckets.pods if pod.where == "jobs/vgg-e.yaml: RayJob vgg-e, gpu")
     assert gpus.spec["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-L4"}
     entrypoints = {d["metadata"]["name"]: d["spec"]["entrypoint"] for _, d in jobs.named("RayJob")}
-    assert entrypoints["long"] == "jobs/vgg_e.yaml --set cluster.workers=4"
+    assert entrypoints["long"] == "exec jobs/vgg_e.yaml --set cluster.workers=4"
+    (gpus,) = (pod for pod in jobs.pods if pod.where == "jobs/long.yaml: RayJob long, gpu")
+    assert gpus.spec["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "4"
+
+
+@pytest.mark.parametrize(
+    ("site", "pods", "each"), [("one GPU", 1, "1"), ("64 GPUs", 8, "8"), ("jobs of its own", 1, "8")]
+)
+def test_a_job_gets_the_gpus_that_its_workers_take(
+    site: str, pods: int, each: str, sites: dict[str, Manifests]
+) -> None:
+    (job,) = (d for _, d in sites[site].named("RayJob") if d["metadata"]["name"] == "vgg-e")
+    (group,) = (g for g in job["spec"]["rayClusterSpec"]["workerGroupSpecs"] if g["groupName"] == "gpu")
+    (container,) = group["template"]["spec"]["containers"]
+    assert (group["replicas"], container["resources"]["limits"]["nvidia.com/gpu"]) == (pods, each)
 
 
 def test_another_image_makes_another_bootstrap_job_and_nothing_else_does(tmp_path: Path) -> None:
@@ -96,6 +121,15 @@ def test_another_image_makes_another_bootstrap_job_and_nothing_else_does(tmp_pat
         ("gpus: {per_node: 0}", "gpus.per_node: 1 at least"),
         ("- image", "a mapping is needed"),
         ("image: {", "not YAML"),
+        ("gpus: {selector: {a: {b: c}}}", "gpus.selector.a: text is needed, not {'b': 'c'}"),
+        ("gpus: {selector: {a: [c]}}", "gpus.selector.a: text is needed, not ['c']"),
+        ("gpus: {selector: {a: 'b:c'}}", "gpus.selector.a: 'b:c' is no value of a label"),
+        ("identity: {a: {}}", "identity.a: text is needed, not {}"),
+        ("jobs: {x: {file: [demo.yaml]}}", "jobs.x.file: ['demo.yaml'] is not there"),
+        ("jobs: {x: {file: demo.yaml, arguments: [--set, cluster.worker=1]}}", "jobs.x: --set cluster.worker=1"),
+        ("image: 2026-13-45", "not YAML: month must be in 1..12"),
+        ("queue: '0b_'", "queue: '0b_' cannot stand there"),
+        ("storage: {shared_mode: ReadWriteOften}", "storage.shared_mode: ReadWriteMany or ReadWriteOnce"),
         ("storage: {artifacts: ''}", "storage: either artifacts has a size or artifacts_uri a place"),
         (
             "storage: {artifacts_uri: 's3://team/mlflow'}",
@@ -187,12 +221,12 @@ def as_file(document: object) -> Iterator[Path]:
 
 
 def test_jobs_left_out_and_made_with_words_that_a_shell_and_yaml_would_read(tmp_path: Path) -> None:
-    words = ["--set", "name=a b: 'c' #1", "--fresh"]
+    words = ["--set", "storage=\"/data/a b: 'c' #1\"", "--fresh"]
     values = {"jobs": {"demo": None, "mine": {"file": "photos.yaml", "arguments": words}}}
     manifests = of_site(values, tmp_path)
     assert "jobs/demo.yaml" not in manifests.texts
     (job,) = (d for file, d in manifests.documents if file == "jobs/mine.yaml" and d["kind"] == "RayJob")
-    assert shlex.split(job["spec"]["entrypoint"]) == ["jobs/photos.yaml", *words]
+    assert shlex.split(job["spec"]["entrypoint"]) == ["exec", "jobs/photos.yaml", *words]
 
 
 def test_what_is_no_longer_made_is_removed_and_what_is_not_ours_stays(tmp_path: Path) -> None:

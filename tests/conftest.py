@@ -13,6 +13,7 @@ from pipelines import sources
 from pipelines.prepare import Layout, prepare
 from pipelines.shards import DataSet
 from pipelines.stream import Batch
+from tests.forks import forking
 
 
 def encoded(width: int, height: int, seed: int, kind: str = "PNG") -> bytes:
@@ -37,10 +38,11 @@ def cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**quick, "PYTHONPATH": str(Path(__file__).parent.parent)}.items():
             patch.setenv(name, value)
-        launch.ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
-        patch.setattr(launch, "disconnect", lambda: None)
-        yield
-    launch.ray.shutdown()
+        with forking():
+            launch.ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+            patch.setattr(launch, "disconnect", lambda: None)
+            yield
+            launch.ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -107,9 +107,8 @@ class CrashedJob:
             "PYTHONPATH": str(ROOT),
         }
         with self._log.open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "jobs", str(self.file)], env=environment, stdout=log, stderr=log
-            )
+            command = [sys.executable, "-c", "from tests.forks import program; program()", "run", str(self.file)]
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
     def _kill(self, kill: Kill) -> None:
         said = self._log.stat().st_size

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,6 +15,9 @@ from pipelines.prepare import Layout, prepare
 from pipelines.shards import DataSet
 from pipelines.stream import Batch
 from tests.forks import forking
+
+hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is no fault of what is tested
+hypothesis.settings.load_profile("patient")
 
 
 def encoded(width: int, height: int, seed: int, kind: str = "PNG") -> bytes:

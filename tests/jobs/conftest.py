@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from tests.jobs.finished import finished_run
 
@@ -11,6 +12,14 @@ from tests.jobs.finished import finished_run
 @pytest.fixture(scope="session")
 def run(digits: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return finished_run(digits, tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of MLflow's that holds nothing yet: to make one takes a second, to copy it none."""
+    file = tmp_path_factory.mktemp("database") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,7 @@ ROOT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
 STAGES = ("a", "e", "e-large", "e-jitter")
 TABLES = ("results.csv", "results.md", "results.json", "results_table.json", "stages_table.json")
+PATIENCE_SECONDS = 300  # with a Ray that starts on a busy machine
 ARTIFACTS = ("job.yaml", *TABLES, "report.html", "plots")
 
 
@@ -59,16 +61,23 @@ def ray_environment(home: Path) -> Iterator[dict[str, str]]:
             [*command, f"--temp-dir={home}/r"], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
         )
     try:
-        for _ in range(60):
-            listed = subprocess.run(["ray", "job", "list"], env=environment, capture_output=True, check=False)
-            if listed.returncode == 0:
-                break
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not answers(f"{environment['RAY_API_SERVER_ADDRESS']}/api/jobs/"):
             assert head.poll() is None, (home / "ray.log").read_text()
-        assert listed.returncode == 0, listed.stderr.decode()
+            assert time.monotonic() < deadline, (home / "ray.log").read_text()
+            time.sleep(0.2)
         yield environment
     finally:
         head.send_signal(signal.SIGTERM)
         head.wait(60)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 def free_port() -> int:

@@ -12,13 +12,15 @@ CHECK  := $(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/
 # Programs that the shell line `#!/usr/bin/env -S python -m jobs` starts must be those of the environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test check docs manifests soak bench install constraints clean help
+.PHONY: demo test check docs manifests image check-image soak bench install constraints clean help
 
 help:
 	@echo "make demo   the main job on an embedded data set: a few minutes on 2 cores, no GPU needed"
 	@echo "make test   ruff, mypy and the whole test suite"
 	@echo "make docs   docs/settings.md and jobs/job.schema.json, out of the models that they describe"
 	@echo "make manifests  k8s/*.yaml out of k8s/source/; with VALUES=mine.yaml OUT=FOLDER a site's own"
+	@echo "make image  the image of the pods, with docker, podman or buildah; BASE=debootstrap needs no registry (k8s/build-image)"
+	@echo "make check-image  that image as the manifests run it, through a whole chain: some minutes; docker or podman"
 	@echo "make soak   the input over many epochs, on generated pictures or PHOTOS=FOLDER, and failures: half an hour"
 	@echo "make bench  the input beside its peers, on DATA=DATASET: some minutes for each S"
 
@@ -43,9 +45,16 @@ docs: $(READY)
 manifests: $(READY)
 	@$(BIN)/python -m k8s.render $(addprefix --values ,$(VALUES)) $(addprefix --out ,$(OUT))
 
+image:
+	@k8s/build-image
+
+check-image: $(READY)
+	@$(BIN)/python -m pytest -s tests/k8s/check_image.py
+
 soak: $(READY)
 	@PHOTOS="$(PHOTOS)" $(BIN)/python -m pytest -s tests/soak/soak_input.py tests/soak/soak_failures.py \
-	  tests/soak/soak_silent.py tests/soak/soak_stop.py tests/soak/soak_chain.py
+	  tests/soak/soak_silent.py tests/soak/soak_stop.py tests/soak/soak_chain.py tests/soak/soak_head.py \
+	  tests/soak/soak_grow.py
 
 bench: $(READY)
 	@test -n "$(DATA)" || { echo "name a data set: make bench DATA=~/verydeep/data/mine/train" >&2; exit 2; }

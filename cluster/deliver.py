@@ -312,12 +312,25 @@ class Delivery:
 
 def _away(error: BaseException) -> str:
     """What it means if nothing works. Of an error of the network, which others were raised from, it is the first."""
+    if isinstance(error, MlflowException) and (why := _refused(error)) is not None:
+        return why
     first = error
     while first.__context__ is not None:
         first = first.__context__
     if isinstance(first, (ConnectionError, TimeoutError)) or (isinstance(first, OSError) and first.errno is not None):
         return f"does not answer ({first.strerror or first_line(first)})"
     return f"takes nothing ({first_line(error)})"
+
+
+def _refused(error: MlflowException) -> str | None:
+    """Why a server turns away whoever asks so, whatever is asked for."""
+    if error.error_code == "UNAUTHENTICATED":
+        if os.environ.get("MLFLOW_TRACKING_USERNAME") and os.environ.get("MLFLOW_TRACKING_PASSWORD"):
+            return "does not know the user of MLFLOW_TRACKING_USERNAME with MLFLOW_TRACKING_PASSWORD"
+        return "wants a name and a password: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are not set"
+    if error.error_code == "PERMISSION_DENIED" and "Invalid Host header" in str(error):
+        return "answers to other names alone: give it this one with --allowed-hosts, with the port"
+    return None
 
 
 def _permanent(error: MlflowException) -> bool:

@@ -1,11 +1,13 @@
-"""The wish that a run ends, and the signals that express it: Ctrl-C, and SIGTERM as of `kill`, `ray job stop` and
-Kubernetes."""
+"""The wish that a run ends, and the signals that express it: Ctrl-C, SIGTERM as of `kill` and `ray job stop`, and
+SIGUSR1, by which a pod that is being ended asks (`leave`)."""
 
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Stop:
@@ -36,11 +38,15 @@ class Stop:
 @contextmanager
 def noted(stop: Stop | None = None) -> Iterator[Stop]:
     """The first signal asks for a stop, a second one for one at once; a third raises KeyboardInterrupt, in case that
-    nothing heeds the wish. To be entered in the main thread, after Ray has started, which has handlers of its own."""
+    nothing heeds the wish. SIGUSR1 asks for a stop however often it comes: who sends it may not be the only one that
+    asks. To be entered in the main thread, after Ray has started, which has handlers of its own."""
     stop, came = stop or Stop(), []
 
     def note(number: int, frame: FrameType | None) -> None:
         del frame
+        if number == signal.SIGUSR1:
+            stop.ask("its node is being taken away")
+            return
         came.append(number)
         if len(came) > 2:
             raise stop.error()
@@ -55,7 +61,7 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
     if threading.current_thread() is not threading.main_thread():  # which is the one that gets signals
         yield
         return
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handler) for number in _SIGNALS}
     try:
         yield
     finally:

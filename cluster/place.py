@@ -1,13 +1,18 @@
 """What a cluster can give to workers, and what each of them gets of it."""
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray._private.state
+import ray._private.worker
+from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
 from cluster.settings import ClusterSettings
 from pipelines.errors import ClusterError
+
+_ANSWER_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,9 @@ def shape(settings: ClusterSettings, at_once: int = 1) -> Shape:
     return fit(settings, nodes(), _most(), at_once)
 
 
-def fit(settings: ClusterSettings, nodes: list[Node], most: Node, at_once: int = 1) -> Shape:
-    """`most`: CPUs and GPUs that the cluster has, or can grow to.
+def fit(settings: ClusterSettings, nodes: list[Node], most: Node | None, at_once: int = 1) -> Shape:
+    """`most`: CPUs and GPUs that the cluster has, or can grow to; None: it grows, and nobody says how far, so that
+    numbers are taken at their word.
 
     The least workers have to find a place. With `cpus_per_worker: auto` a worker gets the most CPUs with which as many
     workers find one as can at all: those of one stage, or of as many stages as are to go on side by side. With
@@ -50,8 +56,9 @@ def fit(settings: ClusterSettings, nodes: list[Node], most: Node, at_once: int =
     """
     least, workers = settings.workers
     gpus = settings.gpus_per_worker
+    there = Node(sum(n.cpus for n in nodes), sum(n.gpus for n in nodes))
     if gpus == "auto":
-        gpus = 1 if most.gpus >= least else 0
+        gpus = 1 if (most or there).gpus >= least else 0
     auto = settings.cpus_per_worker == "auto"
     beside = settings.side_by_side
     stages = min(at_once, (at_once if gpus else 1) if beside == "auto" else beside)
@@ -59,15 +66,31 @@ def fit(settings: ClusterSettings, nodes: list[Node], most: Node, at_once: int =
     # 1 where the cluster has to grow first.
     cpus = next((c for c in range(max((n.cpus for n in nodes), default=0), 0, -1) if places(nodes, c, gpus) >= aim), 1)
     wanted = cpus if auto else int(settings.cpus_per_worker)
-    can_grow = most.cpus > sum(n.cpus for n in nodes) or most.gpus > sum(n.gpus for n in nodes)
-    enough = places(nodes, wanted, gpus) >= least
-    if not enough and not (can_grow and least * wanted <= most.cpus and least * gpus <= most.gpus):
-        wants = f"{least} workers with {_count(wanted, 'CPU')}" + (f" and {gpus} GPU" if gpus else "")
-        raise ClusterError(
-            f"cluster.workers: {wants} each are more than the cluster can give: it has {most.cpus} CPUs "
-            f"and {most.gpus} GPUs on {_count(len(nodes), 'node')}"
-        )
+    if places(nodes, wanted, gpus) < least:
+        _check_growth(settings, there, most, Node(least * wanted, least * gpus), len(nodes))
     return Shape(workers, wanted, gpus, least, not auto)
+
+
+def _check_growth(settings: ClusterSettings, there: Node, most: Node | None, wanted: Node, nodes: int) -> None:
+    """Whether a cluster without room for the least workers can come to have it: `wanted`, by all of them together.
+    Raises ClusterError."""
+    least = settings.workers[0]
+    if most is None:
+        names = [name for name in ("cpus_per_worker", "gpus_per_worker") if getattr(settings, name) == "auto"]
+        if names:
+            raise ClusterError(
+                f"cluster.{' and cluster.'.join(names)}: auto goes by the nodes that are there, which have no room for "
+                f"{_count(least, 'worker')}, and this cluster grows without saying what into: give "
+                f"{'a number' if len(names) == 1 else 'numbers'}"
+            )
+        return
+    grows = most.cpus > there.cpus or most.gpus > there.gpus
+    if not (grows and wanted.cpus <= most.cpus and wanted.gpus <= most.gpus):
+        each = _count(wanted.cpus // least, "CPU") + (f" and {wanted.gpus // least} GPU" if wanted.gpus else "")
+        raise ClusterError(
+            f"cluster.workers: {least} workers with {each} each are more than the cluster can give: it has "
+            f"{most.cpus} CPUs and {most.gpus} GPUs on {_count(nodes, 'node')}"
+        )
 
 
 def _aim(places: int, stages: int, least: int, workers: int) -> int:
@@ -109,15 +132,18 @@ def room(on: Shape) -> int:
 
 def most_places(on: Shape) -> int:
     """How many workers could find a place if there were no others, and the cluster grew as far as it can."""
+    if not can_grow():
+        return places(nodes(), on.cpus, on.gpus)
     most = _most()
-    whole = min(most.cpus // on.cpus, most.gpus // on.gpus) if on.gpus else most.cpus // on.cpus
-    return whole if can_grow() else places(nodes(), on.cpus, on.gpus)
+    if most is None:
+        return sys.maxsize
+    return min(most.cpus // on.cpus, most.gpus // on.gpus) if on.gpus else most.cpus // on.cpus
 
 
 def can_grow() -> bool:
     """Whether an autoscaler may add to the cluster."""
-    now, later = ray.cluster_resources(), ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    return any(later.get(kind, 0) > now.get(kind, 0) for kind in ("CPU", "GPU"))
+    most, now = _most(), _node(ray.cluster_resources())
+    return most is None or most.cpus > now.cpus or most.gpus > now.gpus
 
 
 def leaving() -> set[str]:
@@ -134,11 +160,21 @@ def _node(resources: dict[str, float]) -> Node:
     return Node(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
 
 
-def _most() -> Node:
-    """What the cluster has, or what its autoscaler may bring it to."""
-    now = ray.cluster_resources()
-    later = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    return Node(*(int(max(now.get(kind, 0), later.get(kind, 0))) for kind in ("CPU", "GPU")))
+def _most() -> Node | None:
+    """What the cluster has, or what its autoscaler may bring it to; None: that has not said."""
+    later = ray._private.state.state.get_max_resources_from_cluster_config()
+    if later is None and _autoscaled():
+        return None
+    now, then = _node(ray.cluster_resources()), _node(later or {})
+    return Node(max(now.cpus, then.cpus), max(now.gpus, then.gpus))
+
+
+def _autoscaled() -> bool:
+    """Whether an autoscaler looks after the cluster: Ray's second version, as on Kubernetes, reports on what it does,
+    though not on what it may do."""
+    reply = GetClusterStatusReply()
+    reply.ParseFromString(ray._private.worker.global_worker.gcs_client.get_cluster_status(timeout_s=_ANSWER_SECONDS))
+    return reply.autoscaling_state.autoscaler_state_version > 0
 
 
 def _count(number: int, what: str) -> str:

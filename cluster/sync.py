@@ -24,11 +24,18 @@ def deliver(folder: Location, uri: str | None, tell: Callable[[str], None]) -> S
 
     Raises ClusterError: the storage cannot be read or written, or a process is at work there that delivers itself.
     """
+    told: set[str] = set()
+
+    def once(line: str) -> None:
+        if line not in told:  # several journals are for the same server
+            told.add(line)
+            tell(line)
+
     try:
         if running(folder):
             raise ClusterError(f"{folder}: its job is being run, and delivers by itself")
         with left(folder) as readers:
-            each = [_deliver(reader, folder, uri, tell) for reader in readers if reader.waiting()]
+            each = [_deliver(reader, folder, uri, once) for reader in readers if reader.waiting()]
     except OSError as error:
         raise ClusterError(f"storage: {folder} cannot be used: {error.strerror or error}") from error
     return Synced(sum(s.calls for s in each), sum(s.runs for s in each), sum(s.kept for s in each))

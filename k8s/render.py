@@ -7,26 +7,24 @@ of its own, to be applied from there. Versions come from where they are fixed: R
 """
 
 import argparse
-import difflib
 import hashlib
+import json
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from k8s.values import SOURCE, ValuesError, job_file, size, values
+
 HERE = Path(__file__).parent
-SOURCE = HERE / "source"
 _ROOT = HERE.parent
 _JOB_TEMPLATE = "jobs/job.yaml"
+_HEAD = "# Made of k8s/source/"
 _MLFLOW_NAMES = ("mlflow", "mlflow.verydeep", "mlflow.verydeep.svc", "mlflow.verydeep.svc.cluster.local")
-
-
-class ValuesError(Exception):
-    """Values that cannot be used; one line."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,34 +35,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.values and options.out.resolve() == HERE:
             raise ValuesError("--values: name a folder of your own with --out; k8s/ holds what is in the repository")
-        texts = rendered(values(options.values))
-        for name, text in texts.items():
-            file = options.out / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, encoding="utf-8")
+        write(rendered(values(options.values)), options.out)
     except (ValuesError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0
 
 
-def values(files: Sequence[Path] = ()) -> dict[str, Any]:
-    """Those of the repository, and over them those of `files`. Raises ValuesError and OSError."""
-    merged: dict[str, Any] = yaml.safe_load((SOURCE / "values.yaml").read_text(encoding="utf-8"))
-    for file in files:
-        try:
-            own = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValuesError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(own, dict):
-            raise ValuesError(f"{file}: a mapping is needed, as in {SOURCE / 'values.yaml'}")
-        merged = _over(merged, own, str(file), "")
-    return merged
+def write(texts: Mapping[str, str], folder: Path) -> None:
+    """Manifests of an earlier call that are no longer made are removed: `kubectl apply` would read them."""
+    for name, text in texts.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    for file in (*folder.glob("*.yaml"), *folder.glob("jobs/*.yaml")):
+        if str(file.relative_to(folder)) not in texts and file.read_text(encoding="utf-8").startswith(_HEAD):
+            file.unlink()
 
 
 def rendered(chosen: Mapping[str, Any]) -> dict[str, str]:
-    """The manifests' texts by their names below k8s/. Raises ValuesError."""
-    _check(chosen)
+    """The manifests' texts by their names below k8s/, out of `values()`."""
     environment = Environment(
         loader=FileSystemLoader(SOURCE),
         undefined=StrictUndefined,
@@ -77,7 +67,7 @@ def rendered(chosen: Mapping[str, Any]) -> dict[str, str]:
         "values": chosen,
         "ray_version": ray_version(),
         "mlflow_hosts": [f"{name}{port}" for name in _MLFLOW_NAMES for port in ("", ":5000")]
-        + ["localhost:*", "127.0.0.1:*"],
+        + ["localhost:*", "127.0.0.1:*", *chosen["mlflow_hosts"]],
         "head": _memory(chosen["head"]),
         "standing_groups": _standing(chosen),
     }
@@ -111,48 +101,14 @@ def without_comments(text: str) -> str:
     return "\n".join(line for line in lines if line.strip())
 
 
-def _check(chosen: Mapping[str, Any]) -> None:
-    storage = chosen["storage"]
-    if bool(storage["artifacts"]) == bool(storage["artifacts_uri"]):
-        raise ValuesError("storage: either artifacts has a size or artifacts_uri a place")
-    for path, number in (("gpus", "per_node"), ("gpus", "cpus_per_gpu"), ("gpus", "memory_per_gpu")):
-        if chosen[path][number] < 1:
-            raise ValuesError(f"{path}.{number}: 1 at least")
-
-
 def _headed(template: str, text: str) -> str:
     aligned = re.sub(r"(?<=\S) {2,}# ", "  # ", text)  # what was aligned in a template is not after an indent
-    lines = [f"# Made of k8s/source/{template} by `make manifests`: change that.", *aligned.splitlines()]
+    lines = [f"{_HEAD}{template} by `make manifests`: change that.", *aligned.splitlines()]
     return "".join(f"{line.rstrip()}\n" for line in lines if line.strip())
 
 
-def _over(below: Any, above: Any, file: str, path: str) -> Any:
-    if isinstance(below, dict) and isinstance(above, dict):
-        free = path in ("jobs", "gpus.selector", "identity") or path.startswith("jobs.")
-        for key in above:
-            if not isinstance(key, str) or (key not in below and not free):
-                raise ValuesError(f"{file}: {path + '.' if path else ''}{key}: no such value{_nearest(key, below)}")
-        changed = {
-            key: _over(below.get(key), value, file, f"{path}.{key}" if path else key) for key, value in above.items()
-        }
-        return {key: value for key, value in {**below, **changed}.items() if not (free and value is None)}
-    if below is not None and above is not None and type(below) is not type(above):
-        raise ValuesError(f"{file}: {path}: {_kind(below)} is needed, not {above!r}")
-    return above
-
-
-def _kind(value: Any) -> str:
-    kinds = {str: "text", int: "a whole number", list: "a list", dict: "a mapping"}
-    return kinds.get(type(value), type(value).__name__)
-
-
-def _nearest(key: object, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(str(key), list(known), 1, 0.0)
-    return f"; the nearest is {near[0]}" if near else ""
-
-
 def _memory(node: Mapping[str, Any]) -> dict[str, Any]:
-    return {**node, "memory": f"{node['memory']}Gi"}
+    return {**node, "memory": size(f"{node['memory']}Gi")}
 
 
 def _standing(chosen: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -165,14 +121,7 @@ def _standing(chosen: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _job(name: str, settings: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
-    file = _ROOT / "jobs" / str(settings.get("file", ""))
-    if not file.is_file():
-        raise ValuesError(f"jobs.{name}.file: {file} is not there")
-    unknown = next((key for key in settings if key not in ("file", "arguments", "gpus")), None)
-    if unknown is not None:
-        raise ValuesError(f"jobs.{name}.{unknown}: no such value; there are file, arguments and gpus")
-    text = file.read_text(encoding="utf-8")
-    cluster = yaml.safe_load(text).get("cluster", {})
+    text, cluster = job_file(settings)
     workers = cluster.get("workers", 1)
     most = max(workers) if isinstance(workers, list) else workers
     wanted = settings.get("gpus", most if cluster.get("gpus_per_worker") == 1 else 0)
@@ -180,7 +129,7 @@ def _job(name: str, settings: Mapping[str, Any], chosen: Mapping[str, Any]) -> d
     return {
         "name": name,
         "title": _title(text),
-        "entrypoint": " ".join([f"jobs/{file.name}", *settings.get("arguments", [])]),
+        "entrypoint": _scalar(shlex.join([f"jobs/{settings['file']}", *settings.get("arguments", [])])),
         "groups": groups,
         "driver_group": next(group["name"] for group in groups if group["driver"]),
         "head": {"cpus": 1, "memory": "4Gi"},
@@ -205,8 +154,8 @@ def _gpu_group(gpus: Mapping[str, Any], each: int) -> dict[str, Any]:
     return {
         "gpus": each,
         "cpus": gpus["cpus_per_gpu"] * each,
-        "memory": f"{gpus['memory_per_gpu'] * each}Gi",
-        "shared_memory": f"{gpus['shared_memory_per_gpu'] * each}Gi",
+        "memory": size(f"{gpus['memory_per_gpu'] * each}Gi"),
+        "shared_memory": size(f"{gpus['shared_memory_per_gpu'] * each}Gi"),
         "selector": gpus["selector"],
         "driver": False,
     }
@@ -216,11 +165,16 @@ def _cpu_group(cpus: int, memory: int) -> dict[str, Any]:
     return {
         "gpus": 0,
         "cpus": cpus,
-        "memory": f"{memory}Gi",
+        "memory": size(f"{memory}Gi"),
         "shared_memory": "2Gi",
         "selector": {},
         "driver": False,
     }
+
+
+def _scalar(text: str) -> str:
+    """A text as YAML, without quotes where it can be."""
+    return json.dumps(text) if re.search(r": |:$| #|[^ -~]", text) else text
 
 
 def _title(text: str) -> str:

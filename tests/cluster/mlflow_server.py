@@ -37,9 +37,10 @@ def binary(name: str) -> str:
 
 
 class Postgres:
-    """Its files lie in a folder of their own below /tmp, and it refuses to be run by root."""
+    """Its files lie in a folder of their own below /tmp, and it refuses to be run by root. Whoever connects is believed
+    to be who he says, or has to know the `password` of the user mlflow."""
 
-    def __init__(self) -> None:
+    def __init__(self, password: str | None = None) -> None:
         self.port = free_port()
         self._as: list[str] = []
         initdb, self._postgres = binary("initdb"), binary("postgres")
@@ -51,8 +52,12 @@ class Postgres:
                 pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
             os.chown(self.folder, user.pw_uid, user.pw_gid)
             self._as = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
-        command = [*self._as, initdb, "-D", str(self.folder / "data"), "-A", "trust", "-U", "mlflow", "--no-sync"]
-        subprocess.run(command, check=True, capture_output=True, cwd="/")
+        command = [*self._as, initdb, "-D", str(self.folder / "data"), "-U", "mlflow", "--no-sync"]
+        trust = ["-A", "trust"]
+        if password is not None:
+            (self.folder / "password").write_text(password)
+            trust = ["-A", "scram-sha-256", f"--pwfile={self.folder}/password"]
+        subprocess.run([*command, *trust], check=True, capture_output=True, cwd="/")
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

@@ -10,7 +10,8 @@ from cluster.interrupt import Stop, noted
 
 @pytest.mark.parametrize(("number", "why"), [(signal.SIGINT, ""), (signal.SIGTERM, "SIGTERM")])
 def test_a_first_signal_asks_a_second_one_for_haste_and_a_third_is_raised(number: signal.Signals, why: str) -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in handled]
     with noted() as stop:
         assert not stop.asked
         stop.heed()
@@ -22,7 +23,16 @@ def test_a_first_signal_asks_a_second_one_for_haste_and_a_third_is_raised(number
         assert (stop.asked, stop.at_once, stop.why) == (True, True, why)
         with pytest.raises(KeyboardInterrupt, match=f"^{why}$"):
             signal.raise_signal(signal.SIGINT)
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(number) for number in handled] == before
+
+
+def test_a_pod_that_ends_asks_without_haste_whoever_else_asks() -> None:
+    with noted() as stop:
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1):
+            signal.raise_signal(number)
+        assert (stop.asked, stop.at_once, stop.why) == (True, False, "its node is being taken away")
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.at_once
 
 
 def test_the_first_wish_is_why_it_ends_and_haste_is_never_taken_back() -> None:

@@ -44,6 +44,18 @@ def test_a_cluster_that_can_grow_is_taken_at_its_word() -> None:
         fitted([Node(0, 0)], Node(32, 4), workers=[5, 9], gpus_per_worker=1)
 
 
+def test_a_cluster_that_grows_and_does_not_say_how_far_takes_numbers_and_refuses_auto() -> None:
+    def grown(nodes: list[Node], **cluster: object) -> Shape:
+        return fit(ClusterSettings.model_validate(cluster), nodes, None)
+
+    assert grown([Node(0, 0)], workers=[8, 64], gpus_per_worker=1, cpus_per_worker=10) == Shape(64, 10, 1, 8, True)
+    with pytest.raises(ClusterError, match=r"^cluster\.cpus_per_worker: auto .* no room for 2 workers, .* a number$"):
+        grown([Node(0, 0)], workers=2, gpus_per_worker=1)
+    with pytest.raises(ClusterError, match=r"^cluster\.cpus_per_worker and cluster\.gpus_per_worker: auto .* numbers$"):
+        grown([Node(0, 0)], workers=1)
+    assert grown([Node(0, 0), Node(16, 2)], workers=2) == Shape(2, 8, 1, 2), "what is there is enough"
+
+
 @pytest.mark.parametrize("wrong", [0, [0, 2], [3, 2], [1, 2, 3], "two", 1.5, [1.0, 2.0], True])
 def test_workers_are_a_number_or_a_least_and_a_most(wrong: object) -> None:
     with pytest.raises(ValidationError):

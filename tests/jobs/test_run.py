@@ -109,19 +109,24 @@ class _Asked:
         return Wish.STOP if self._stop.asked else Wish.NONE
 
 
+def in_place_of_ray(patch: pytest.MonkeyPatch, places: int) -> Cluster:
+    """Looked at for room every 20 ms."""
+    found = Cluster(places)
+    patch.setattr(run, "_POLL_SECONDS", 0.02)
+    patch.setattr(launch, "connect", lambda: f"{places} places")
+    patch.setattr(launch, "disconnect", lambda: None)
+    patch.setattr(launch, "room", found.room)
+    patch.setattr(launch, "train_stage", found.train_stage)
+    patch.setattr(launch, "run_evaluation", found.run_evaluation)
+    patch.setattr(place, "shape", lambda settings, at_once: Shape(1, 1, 0, 1))
+    patch.setattr(place, "can_grow", lambda: False)
+    return found
+
+
 @pytest.fixture
 def two(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Room for two; a look for room every 20 ms."""
-    found = Cluster(2)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(run, "_POLL_SECONDS", 0.02)
-    monkeypatch.setattr(launch, "connect", lambda: "two places")
-    monkeypatch.setattr(launch, "disconnect", lambda: None)
-    monkeypatch.setattr(launch, "room", found.room)
-    monkeypatch.setattr(launch, "train_stage", found.train_stage)
-    monkeypatch.setattr(launch, "run_evaluation", found.run_evaluation)
-    monkeypatch.setattr(place, "shape", lambda settings, at_once: Shape(1, 1, 0, 1))
-    monkeypatch.setattr(place, "can_grow", lambda: False)
+    found = in_place_of_ray(monkeypatch, 2)
     yield found
     found.gate.set()
 

@@ -1,0 +1,1 @@
+"""What runs on Kubernetes beside the trainer itself, and the manifests' generator."""

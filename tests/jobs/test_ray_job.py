@@ -182,7 +182,9 @@ def test_a_copy_of_the_repository_is_submitted_from_another_folder(
     text, _, _ = job.read_text().partition("  e: ")
     assert text.count("epochs:") == 1, "stage a alone is left"
     more = "  more: {net: A, scale: 34, epochs: 1, init: {from: a}}\nevaluations: {all: {models: [more]}}\n"
-    job.write_text(text.replace("name: demo", "name: copied").replace("workers: 2", "workers: 1") + more)
+    job.write_text(
+        text.replace("name: demo", "name: copied").replace("workers: 2", "workers: 1, cpus_per_worker: 1") + more
+    )
     output = submit(copy, ray_environment, "--working-dir", ".", "--", "jobs/demo.yaml")
     assert "copied: 1438 images" in output
     assert output.count("in job demo (finished after") == 1

@@ -17,7 +17,14 @@ from ray._common.constants import RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.constants import get_env_vars_to_propagate
+from ray.train.v2._internal.constants import (
+    COLLECTIVE_TIMEOUT_S_ENV_VAR,
+    ENABLE_PREEMPTION_WATCHER_ENV_VAR,
+    HEALTH_CHECK_INTERVAL_S_ENV_VAR,
+    WORKER_GROUP_START_TIMEOUT_S_ENV_VAR,
+    WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR,
+    get_env_vars_to_propagate,
+)
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState
@@ -33,16 +40,28 @@ from cluster.mailbox import Address
 from pipelines.errors import first_line
 
 _ANSWER_SECONDS = 5
+# Always set, by cluster/launch.py or here, and read by the controller alone.
+_OF_THE_CONTROLLER = {
+    COLLECTIVE_TIMEOUT_S_ENV_VAR,
+    ENABLE_PREEMPTION_WATCHER_ENV_VAR,
+    HEALTH_CHECK_INTERVAL_S_ENV_VAR,
+    RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR,
+    WORKER_GROUP_START_TIMEOUT_S_ENV_VAR,
+    WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR,
+}
 
 
 class Workers(WorkerGroup):  # type: ignore[misc]
-    """Ray Train's. What `get_env_vars_to_propagate` returns is of consequence in the controller alone; a process with
-    variables of its own, or any other runtime environment, is one that Ray starts in two steps, each of which imports
-    it, and not one that waits for work already."""
+    """Ray Train's, with only those of the driver's variables that are for workers, too: a process with variables of its
+    own, or any other runtime environment, is one that Ray starts in two steps, each of which imports it, and not one
+    that waits for work already. So there are none unless a user has set them for the driver."""
 
     @staticmethod
     def _get_worker_runtime_env(custom_runtime_env: Any) -> Any:
-        return custom_runtime_env
+        of_user = {k: v for k, v in get_env_vars_to_propagate().items() if k not in _OF_THE_CONTROLLER}
+        if not of_user:
+            return custom_runtime_env
+        return {**custom_runtime_env, "env_vars": {**of_user, **custom_runtime_env.get("env_vars", {})}}
 
 
 class Controller(TrainController):  # type: ignore[misc]

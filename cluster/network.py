@@ -12,18 +12,20 @@ import logging
 import os
 import socket
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 import ray.exceptions
 from ray._common.network_utils import build_address
+from ray._common.utils import env_integer
 from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
+from ray.train.constants import TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S
 from ray.train.v2._internal.util import TrainingFramework
 
 _SIOCGIFADDR = 0x8915  # <linux/sockios.h>: an interface's IPv4 address
-_SHUTDOWN_SECONDS = 5.0  # for workers to leave the group politely; those that are lost or hang never do
+_LEAVE_SECONDS = 5  # for workers to leave the group politely; those that are lost or hang never do
 
 _log = logging.getLogger(__name__)
 
@@ -80,17 +82,24 @@ class _Backend(Backend):  # type: ignore[misc]
         )
 
     def on_shutdown(self, worker_group: Any, backend_config: "Torch") -> None:
+        seconds = backend_config.leave_seconds
         try:
-            ray.get(worker_group.execute_async(_leave, len(worker_group) > 1), timeout=_SHUTDOWN_SECONDS)
+            ray.get(worker_group.execute_async(_leave, len(worker_group) > 1), timeout=seconds)
         except ray.exceptions.GetTimeoutError:
-            _log.warning("workers did not leave their process group within %.0f s", _SHUTDOWN_SECONDS)
+            _log.warning("workers did not leave their process group within %d s", seconds)
+
+
+def _leave_seconds() -> int:
+    return int(env_integer(TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S, _LEAVE_SECONDS))
 
 
 @dataclass
 class Torch(BackendConfig):  # type: ignore[misc]
-    """Workers in one process group; `timeout_s` is of every exchange between them."""
+    """Workers in one process group; `timeout_s` is of every exchange between them, `leave_seconds` what they have for
+    leaving it. Made in the driver, by whose environment a user can say so."""
 
     timeout_s: int
+    leave_seconds: int = field(default_factory=_leave_seconds)
 
     @property
     def backend_cls(self) -> type[_Backend]:

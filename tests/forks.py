@@ -3,6 +3,10 @@ times the CPU time that most tests are about.
 
 A Ray that is started in `forking` begins its workers with this file, as a script, in the place of Ray's own. Each has
 the arguments, environment, folder and files that Ray gave it, and a process of its own, to be killed like any other.
+
+What such workers do not see: what they import is not imported in the environment that Ray gives them but in the tests',
+before, so that what is read at import (OMP_NUM_THREADS, a `PYTHONPATH`) is the tests', and an import that fails or
+takes long only in a worker is not noticed. tests/jobs/test_ray_job.py keeps Ray's own.
 """
 
 import json
@@ -16,6 +20,7 @@ from contextlib import contextmanager
 from typing import Any
 
 _SOCKET = "VERYDEEP_TESTS_FORKS"
+_END_SECONDS = 10
 
 
 @contextmanager
@@ -43,9 +48,13 @@ def forking() -> Iterator[None]:
             server = context.Process(target=serve, args=(listening, theirs), daemon=True)
             server.start()
         theirs.close()
-        yield
-        ours.close()
-        server.join()
+        try:
+            yield
+        finally:
+            ours.close()
+            server.join(_END_SECONDS)
+            server.kill()
+            server.join()
 
 
 def program() -> None:
@@ -69,15 +78,28 @@ def serve(listening: socket.socket, tests: Any) -> None:
         while all(key.fileobj is listening for key, _ in events.select()):
             client, _ = listening.accept()
             with client:
-                _, files, _, _ = socket.recv_fds(client, 1, 3)
-                with client.makefile("rb") as stream:
-                    whole = json.load(stream)
+                try:
+                    whole, files = _wishes(client)
+                except (OSError, ValueError):  # it was killed before it had said all
+                    continue
                 if os.fork() == 0:
                     for own in (client, listening, tests, events):
                         own.close()
                     _become(whole, files)
                 for file in files:
                     os.close(file)
+
+
+def _wishes(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """What `hand_over` sends, with its three files. Raises OSError or ValueError if it is not whole."""
+    _, files, _, _ = socket.recv_fds(client, 1, 3)
+    try:
+        with client.makefile("rb") as stream:
+            return json.load(stream), files
+    except (OSError, ValueError):
+        for file in files:
+            os.close(file)
+        raise
 
 
 def _become(whole: dict[str, Any], files: list[int]) -> None:

@@ -89,6 +89,7 @@ class CrashedJob:
             self._process.wait(PATIENCE_SECONDS)
         finally:
             self._process.kill()
+            self._process.wait()
             shutil.rmtree(self._ray, ignore_errors=True)
         text = self._log.read_text()
         assert self._process.returncode == 0, text[-3000:]
@@ -103,6 +104,7 @@ class CrashedJob:
         environment = {
             **{key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")},
             "RAY_TMPDIR": self._ray,  # a Ray of its own, whatever else runs here
+            "TMPDIR": self._ray,  # what one that is killed leaves goes with it
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
         }

@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 # Parts that wait for processes now and then, side by side; the first has a Ray that users would start, the second one
-# whose workers are forked, with all tests that do with such a one.
+# whose workers are forked, and all tests for which such a Ray is enough.
 JOBS   := tests/jobs/test_ray_job.py
 RAY    := tests/cluster $(addprefix tests/jobs/test_,crash.py evaluate.py estimate.py bench_step.py)
 OTHERS := tests $(addprefix --ignore=,$(JOBS) $(RAY))

@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 
 from tests.jobs.finished import finished_run
 
@@ -17,6 +16,8 @@ def run(digits: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="session")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of MLflow's that holds nothing yet: to make one takes a second, to copy it none."""
+    from mlflow import MlflowClient  # seconds, of which most files here have no need
+
     file = tmp_path_factory.mktemp("database") / "mlflow.db"
     MlflowClient(f"sqlite:///{file}").search_experiments()
     return file

@@ -4,7 +4,8 @@ Ray leaves the choice to them, and gloo takes the one that the host's name stand
 address, which other hosts cannot reach.
 
 What makes the group is at work in the controller, which does without torch: two seconds of CPU time at each start, and
-200 MB. So torch, and the parts of Ray Train that import it, come into workers alone.
+200 MB. So torch, and the parts of Ray Train that import it, come into workers alone, as long as no module that the
+controller imports has need of it (tests/test_imports.py).
 """
 
 import fcntl

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @cache
 def _parser() -> argparse.ArgumentParser:
-    """Made once for a process: tests and programs that call `main` again and again would spend most of their time here."""
+    """Made once for a process: tests that call `main` a thousand times would spend most of their time here."""
     parser = argparse.ArgumentParser(
         prog="verydeep", description="Trains very deep convolutional networks on a cluster."
     )

@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-# Four parts that wait for processes most of the time, side by side; each has a Ray of its own.
+# Parts that wait for processes now and then, side by side; the first has a Ray that users would start, the second one
+# whose workers are forked, and all tests for which such a Ray is enough.
 JOBS   := tests/jobs/test_ray_job.py
-CRASH  := tests/jobs/test_crash.py
-RAY    := tests/cluster
-OTHERS := tests $(addprefix --ignore=,$(JOBS) $(CRASH) $(RAY))
+RAY    := tests/cluster $(addprefix tests/jobs/test_,crash.py evaluate.py estimate.py bench_step.py)
+OTHERS := tests $(addprefix --ignore=,$(JOBS) $(RAY))
+CHECK  := $(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy
 # Programs that the shell line `#!/usr/bin/env -S python -m jobs` starts must be those of the environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -26,19 +27,17 @@ help:
 demo: $(READY)
 	@$(BIN)/verydeep run jobs/demo.yaml
 
-test: check
+test: $(READY)
 	@logs=$$(mktemp -d); failed=0; \
-	 $(BIN)/python -m pytest $(JOBS) >$$logs/1 2>&1 & jobs=$$!; \
-	 $(BIN)/python -m pytest $(CRASH) >$$logs/2 2>&1 & crash=$$!; \
+	 { $(CHECK); } >$$logs/1 2>&1 & check=$$!; \
+	 $(BIN)/python -m pytest $(JOBS) >$$logs/2 2>&1 & jobs=$$!; \
 	 $(BIN)/python -m pytest $(RAY) >$$logs/3 2>&1 & ray=$$!; \
 	 $(BIN)/python -m pytest $(OTHERS) || failed=1; \
-	 for part in $$ray $$crash $$jobs; do wait $$part || failed=1; done; \
+	 for part in $$check $$jobs $$ray; do wait $$part || failed=1; done; \
 	 cat $$logs/*; rm -r $$logs; exit $$failed
 
 check: $(READY)
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check --quiet .
-	@$(BIN)/mypy
+	@$(CHECK)
 
 docs: $(READY)
 	@$(BIN)/python -m jobs.describe

@@ -4,6 +4,8 @@ Train stay here.
 The controller is an actor that starts the group of workers, looks after it and starts it again.
 """
 
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -13,16 +15,24 @@ import ray.exceptions
 import ray.train
 from ray._common.constants import RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
-from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.constants import get_env_vars_to_propagate
+from ray.train.v2._internal.constants import (
+    COLLECTIVE_TIMEOUT_S_ENV_VAR,
+    ENABLE_PREEMPTION_WATCHER_ENV_VAR,
+    HEALTH_CHECK_INTERVAL_S_ENV_VAR,
+    WORKER_GROUP_START_TIMEOUT_S_ENV_VAR,
+    WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR,
+    get_env_vars_to_propagate,
+)
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState
 from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import (
     TrainAutoscalingCoordinatorClient,
 )
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from cluster.failure import Failure, failure
@@ -30,9 +40,39 @@ from cluster.mailbox import Address
 from pipelines.errors import first_line
 
 _ANSWER_SECONDS = 5
+# Always set, by cluster/launch.py or here, and read by the controller alone.
+_OF_THE_CONTROLLER = {
+    COLLECTIVE_TIMEOUT_S_ENV_VAR,
+    ENABLE_PREEMPTION_WATCHER_ENV_VAR,
+    HEALTH_CHECK_INTERVAL_S_ENV_VAR,
+    RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR,
+    WORKER_GROUP_START_TIMEOUT_S_ENV_VAR,
+    WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR,
+}
 
 
-class Trainer(TorchTrainer):  # type: ignore[misc]
+class Workers(WorkerGroup):  # type: ignore[misc]
+    """Ray Train's, with only those of the driver's variables that are for workers, too: a process with variables of its
+    own, or any other runtime environment, is one that Ray starts in two steps, each of which imports it, and not one
+    that waits for work already. So there are none unless a user has set them for the driver."""
+
+    @staticmethod
+    def _get_worker_runtime_env(custom_runtime_env: Any) -> Any:
+        of_user = {k: v for k, v in get_env_vars_to_propagate().items() if k not in _OF_THE_CONTROLLER}
+        if not of_user:
+            return custom_runtime_env
+        return {**custom_runtime_env, "env_vars": {**of_user, **custom_runtime_env.get("env_vars", {})}}
+
+
+class Controller(TrainController):  # type: ignore[misc]
+    worker_group_cls = Workers
+
+    def __init__(self, environment: Mapping[str, str], **arguments: Any) -> None:
+        os.environ.update(environment)
+        super().__init__(**arguments)
+
+
+class Trainer(DataParallelTrainer):  # type: ignore[misc]
     """Ray Train's, without two of the processes that it starts each time: one deals out Ray's own data sets, of which
     there are none; the other gives places back when the controller has died, which `end` does, too.
 
@@ -49,8 +89,8 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
         """As Ray Train does it, in any thread."""
         environment = {RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR: "0", **get_env_vars_to_propagate()}
         here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
-        actor = ray.remote(num_cpus=0, label_selector=here, runtime_env={"env_vars": environment})(TrainController)
-        self.controller = actor.remote(**arguments)
+        actor = ray.remote(num_cpus=0, label_selector=here)(Controller)
+        self.controller = actor.remote(environment, **arguments)
         ray.get(self.controller.run.remote())
         return ray.get(self.controller.get_result.remote())
 

@@ -100,7 +100,7 @@ class Fit:
                 "patience_seconds": settings.collective_timeout_seconds,
                 "stall_seconds": 60 * settings.stall_minutes,
             },
-            torch_config=Torch(timeout_s=settings.collective_timeout_seconds),
+            backend_config=Torch(timeout_s=settings.collective_timeout_seconds),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=most if most == on.least else (on.least, most),
                 use_gpu=on.gpus > 0,

@@ -49,6 +49,7 @@ from cluster.pieces import idle, over_pieces, rest  # noqa: E402
 from cluster.place import Shape  # noqa: E402
 from cluster.storage import Shared  # noqa: E402
 
+_TOO_SLOW = "timed out during startup"  # of what Ray says when one that it starts is not there after 30 s
 _POLL_SECONDS = 0.25
 _NODES_POLL_SECONDS = 2.0
 _ANSWER_SECONDS = 5.0
@@ -66,6 +67,13 @@ def connect(address: str | None = None) -> str:
             ray.init(_alive(address), log_to_driver=False, logging_level=logging.WARNING)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise ClusterError(f"the Ray cluster cannot be reached: {first_line(error)}") from error
+        except Exception as error:  # Ray has no kind of its own for this one
+            if _TOO_SLOW not in str(error):
+                raise
+            raise ClusterError(
+                "a Ray of this machine's own did not come up in time: call the same command again, or start one before "
+                "with `ray start --head`"
+            ) from error
     ray._private.worker._worker_logs_enabled = False  # Ray's account of every process that died; we have a line for it
     for name in ("ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status or 0
 
 
+@cache
 def _parser() -> argparse.ArgumentParser:
+    """Made once for a process: tests that call `main` a thousand times would spend most of their time here."""
     parser = argparse.ArgumentParser(
         prog="verydeep", description="Trains very deep convolutional networks on a cluster."
     )

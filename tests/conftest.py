@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,6 +14,10 @@ from pipelines import sources
 from pipelines.prepare import Layout, prepare
 from pipelines.shards import DataSet
 from pipelines.stream import Batch
+from tests.forks import forking
+
+hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is no fault of what is tested
+hypothesis.settings.load_profile("patient")
 
 
 def encoded(width: int, height: int, seed: int, kind: str = "PNG") -> bytes:
@@ -37,10 +42,11 @@ def cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**quick, "PYTHONPATH": str(Path(__file__).parent.parent)}.items():
             patch.setenv(name, value)
-        launch.ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
-        patch.setattr(launch, "disconnect", lambda: None)
-        yield
-    launch.ray.shutdown()
+        with forking():
+            launch.ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+            patch.setattr(launch, "disconnect", lambda: None)
+            yield
+            launch.ray.shutdown()
 
 
 @pytest.fixture(scope="session")

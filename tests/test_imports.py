@@ -1,6 +1,7 @@
 """Imports go one way: jobs -> cluster -> pipelines; big packages have a home."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -74,3 +75,10 @@ def test_packages_import_only_what_lies_below_them(package: str) -> None:
 def test_the_bootstrap_program_is_of_the_standard_library_alone() -> None:
     """It holds a credential, and starts in a moment."""
     assert imported(ROOT / "k8s" / "bootstrap.py") <= sys.stdlib_module_names
+
+
+def test_what_ray_trains_controller_imports_does_without_torch() -> None:
+    """By whatever way: the controller's process would take seconds more to start, and 200 MB."""
+    program = "import sys, cluster.controller, cluster.network; print(*{'ray', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["ray"]

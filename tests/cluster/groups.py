@@ -13,13 +13,14 @@ import torch.multiprocessing as mp
 from cluster.world import World
 
 # Workers are copies of a process that has imported these: seconds of CPU time.
-set_forkserver_preload(["cluster.train", "torch._dynamo", "hypothesis", "pytest", "tests.cluster.groups"])
+FORKS = "forkserver"
+set_forkserver_preload(["cluster.train", "torch._dynamo", "pandas", "hypothesis", "pytest", "tests.cluster.groups"])
 
 
 def together(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """What `function(world, *arguments)` returns on each of `size` workers, by rank, with one thread each."""
     with TemporaryDirectory(prefix="verydeep-") as folder:
-        mp.start_processes(_worker, (size, folder, function, arguments), nprocs=size, start_method="forkserver")
+        mp.start_processes(_worker, (size, folder, function, arguments), nprocs=size, start_method=FORKS)
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(size)]
 
 

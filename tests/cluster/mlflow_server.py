@@ -18,9 +18,20 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from tests.serving import free_port
-
 PATIENCE_SECONDS = 300  # it was seen to take 130 to start, beside twenty busy processes
+
+
+_KEPT: list[socket.socket] = []
+
+
+def kept_port() -> int:
+    """Kept for this process as long as it lives: bound, so that no other process is given it, between a server's end
+    and its next start neither; a server that sets SO_REUSEADDR, as all do, may listen at it, since nobody does."""
+    kept = socket.socket()
+    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    kept.bind(("127.0.0.1", 0))
+    _KEPT.append(kept)
+    return int(kept.getsockname()[1])
 
 
 def binary(name: str) -> str:
@@ -37,7 +48,7 @@ class Postgres:
     to be who he says, or has to know the `password` of the user mlflow."""
 
     def __init__(self, password: str | None = None) -> None:
-        self.port = free_port()
+        self.port = kept_port()
         self._as: list[str] = []
         initdb, self._postgres = binary("initdb"), binary("postgres")
         self.folder = Path(tempfile.mkdtemp(prefix="vd-pg-"))
@@ -62,13 +73,16 @@ class Postgres:
 
     def start(self) -> None:
         told = ["-D", str(self.folder / "data"), "-p", str(self.port), "-k", str(self.folder), "-h", "127.0.0.1"]
-        self._process = subprocess.Popen(
-            [*self._as, self._postgres, *told, "-c", "fsync=off"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-        )
-        wait_for(lambda: connects(self.port))
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*self._as, self._postgres, *told, "-c", "fsync=off"], stdout=log, stderr=log, cwd="/"
+            )
+        wait_for(self._answers)
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
+        return connects(self.port)
 
     def read_only(self, on: bool) -> None:
         """As with a full disk, or after a change to a replica."""
@@ -88,7 +102,7 @@ class Postgres:
 
 class Server:
     def __init__(self, folder: Path, database: Postgres) -> None:
-        self.port, self.database = free_port(), database
+        self.port, self.database = kept_port(), database
         self.uri = f"http://127.0.0.1:{self.port}"
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None

@@ -80,7 +80,7 @@ def begun(*listeners: Listener) -> bool:
 
 
 def controllers() -> list[int]:
-    return [pid for pid, line in descendants(os.getpid()).items() if line.startswith("ray::TrainController")]
+    return [pid for pid, line in descendants(os.getpid()).items() if line.startswith("ray::Controller")]
 
 
 @pytest.mark.usefixtures("cluster")

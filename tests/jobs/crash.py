@@ -89,6 +89,7 @@ class CrashedJob:
             self._process.wait(PATIENCE_SECONDS)
         finally:
             self._process.kill()
+            self._process.wait()
             shutil.rmtree(self._ray, ignore_errors=True)
         text = self._log.read_text()
         assert self._process.returncode == 0, text[-3000:]
@@ -103,13 +104,13 @@ class CrashedJob:
         environment = {
             **{key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")},
             "RAY_TMPDIR": self._ray,  # a Ray of its own, whatever else runs here
+            "TMPDIR": self._ray,  # what one that is killed leaves goes with it
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
         }
         with self._log.open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "jobs", str(self.file)], env=environment, stdout=log, stderr=log
-            )
+            command = [sys.executable, "-c", "from tests.forks import program; program()", "run", str(self.file)]
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
     def _kill(self, kill: Kill) -> None:
         said = self._log.stat().st_size

@@ -24,6 +24,7 @@ from pipelines.shards import DataSet
 from tests.cluster.test_train import settings
 
 
+@pytest.mark.usefixtures("cluster")
 def test_a_step_is_measured_by_part_and_beside_the_bare_loop(
     digits: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -57,7 +57,7 @@ def spots(tree: Any) -> list[tuple[Tree, Any]]:
 @st.composite
 def damaged_trees(draw: st.DrawFn, text: str) -> str:
     """Of a job, keys and values deleted, renamed, doubled, exchanged and replaced."""
-    tree = yaml.safe_load(text)
+    tree = yaml.load(text, yaml.CSafeLoader)
     for _ in range(draw(st.integers(1, 3))):
         holder, key = draw(st.sampled_from(spots(tree) or [([0], 0)]))
         how = draw(st.sampled_from(["delete", "rename", "replace", "replace", "exchange", "add", "nest", "copy"]))
@@ -80,7 +80,8 @@ def damaged_trees(draw: st.DrawFn, text: str) -> str:
     # Where YAML cannot be written, as of lone surrogates, JSON is.
     flow = draw(st.sampled_from([None, True, False]))
     try:
-        return yaml.safe_dump(tree, default_flow_style=flow, sort_keys=False, allow_unicode=draw(st.booleans()))
+        options = {"default_flow_style": flow, "sort_keys": False, "allow_unicode": draw(st.booleans())}
+        return yaml.dump(tree, Dumper=yaml.CSafeDumper, **options)  # type: ignore[no-any-return]
     except UnicodeError:
         return json.dumps(tree)
 

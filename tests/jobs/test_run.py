@@ -2,6 +2,7 @@
 tested, and everything is stored and tracked."""
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -131,7 +132,8 @@ def two(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def storage(digits: tuple[str, str], tmp_path: Path) -> Path:
+def storage(database: Path, tmp_path: Path) -> Path:
+    shutil.copy(database, tmp_path)
     return tmp_path
 
 

@@ -17,7 +17,9 @@ from jobs import cli
 from pipelines import sources
 from pipelines.errors import DataError
 from pipelines.prepare import prepare
+from pipelines.schema import Manifest
 from pipelines.shards import DataSet
+from pipelines.sources import Source
 from tests.conftest import encoded
 
 Said = pytest.CaptureFixture[str]
@@ -174,15 +176,24 @@ prepare.prepare(sources.folder(sys.argv[1]), Path(sys.argv[2]), seed=1, overwrit
 """
 
 
+@pytest.fixture(scope="module")
+def torn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Source, Manifest, Path]:
+    """A source, what a data set `d` of it was, and the folder of that after a replacement was killed half way."""
+    place = tmp_path_factory.mktemp("torn")
+    source, folder = sources.folder(pictures_in(place / "src")), place / "folder"
+    first = prepare(source, folder / "d")
+    command = [sys.executable, "-c", KILLED, str(place / "src"), str(folder / "d")]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert not (folder / "d").exists()
+    return source, first, folder
+
+
 @pytest.mark.parametrize(("seed", "overwrite"), [(0, False), (1, True), (2, False)])
 def test_killed_between_the_two_steps_of_a_replacement_the_old_data_set_comes_back(
-    tmp_path: Path, seed: int, overwrite: bool
+    torn: tuple[Source, Manifest, Path], tmp_path: Path, seed: int, overwrite: bool
 ) -> None:
-    source, dest = sources.folder(pictures_in(tmp_path / "src")), tmp_path / "d"
-    first = prepare(source, dest)
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "src"), str(dest)]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-    assert not dest.exists()
+    source, first, folder = torn
+    dest = Path(shutil.copytree(folder, tmp_path / "copy")) / "d"
     if seed == 2:
         with pytest.raises(DataError, match="is there already"):
             prepare(source, dest, seed=seed)

@@ -17,20 +17,18 @@ from tests.conftest import encoded
 CROP = 48
 
 
-@pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
-def whole(image: NDArray[np.uint8], size: tuple[int, int]):  # type: ignore[no-untyped-def]
-    files = fn.external_source(source=lambda: [image], batch=True, dtype=types.UINT8)
-    images = fn.decoders.image(files, output_type=types.RGB, adjust_orientation=False)
-    return fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+@pipeline_def(num_threads=1, device_id=None, prefetch_queue_depth=1)
+def wholes(images: graphs.Encoded, sizes: Ints):  # type: ignore[no-untyped-def]
+    files = fn.external_source(source=lambda: images, batch=True, dtype=types.UINT8)
+    size = fn.external_source(source=lambda: list(sizes.astype(np.float32)), batch=True, dtype=types.FLOAT)
+    decoded = fn.decoders.image(files, output_type=types.RGB, adjust_orientation=False)
+    return fn.resize(decoded, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
 
 
 def by_whole_images(images: graphs.Encoded, sizes: Ints, corners: Ints, crop: int) -> list[NDArray[np.uint8]]:
     """(crop, crop, 3) each: decoded and rescaled as a whole, by DALI's own operators."""
-    found = []
-    for image, size, (y, x) in zip(images, sizes.tolist(), corners.tolist(), strict=True):
-        (output,) = whole(image, size).run()
-        found.append(np.array(output[0])[y : y + crop, x : x + crop])
-    return found
+    (output,) = wholes(images, sizes, batch_size=len(images)).run()
+    return [np.array(output[i])[y : y + crop, x : x + crop] for i, (y, x) in enumerate(corners.tolist())]
 
 
 def by_windows(

@@ -69,7 +69,11 @@ def ray_environment(home: Path) -> Iterator[dict[str, str]]:
         yield environment
     finally:
         head.send_signal(signal.SIGTERM)
-        head.wait(60)
+        try:
+            head.wait(60)
+        except subprocess.TimeoutExpired:
+            head.kill()
+            head.wait()
 
 
 def answers(url: str) -> bool:
@@ -132,6 +136,23 @@ def test_the_demo_reaches_its_accuracy_and_is_tracked(home: Path, demo: str) -> 
     check_the_nets_that_leave(home)
 
 
+def test_a_finished_job_that_is_submitted_again_trains_and_tests_nothing(
+    home: Path, ray_environment: dict[str, str], demo: str
+) -> None:
+    del demo
+    before = posteriors_of(home)
+    assert len(before) >= len(STAGES)
+    again = submit(ROOT, ray_environment, "jobs/demo.yaml")
+    assert again.count("done, finished after") == len(STAGES)
+    assert posteriors_of(home) == before
+
+
+def posteriors_of(home: Path) -> dict[str, tuple[int, int]]:
+    """Which file holds the posteriors of each, and since when."""
+    files = {file.name: file.stat() for file in (home / "verydeep/runs/demo/tests").glob("*.parquet")}
+    return {name: (file.st_ino, file.st_mtime_ns) for name, file in files.items()}
+
+
 def check_the_nets_that_leave(home: Path) -> None:
     """The registered net, and an exported one, have the five best classes of the test on 100 images."""
     client = MlflowClient(f"sqlite:///{home}/verydeep/mlflow.db")
@@ -161,7 +182,8 @@ def check_the_nets_that_leave(home: Path) -> None:
 def test_a_copy_of_the_repository_is_submitted_from_another_folder(
     home: Path, ray_environment: dict[str, str], demo: str, tmp_path: Path
 ) -> None:
-    """Changed, so that it is certainly this copy that runs; and what the other job has done is not done again."""
+    """Changed, so that it is certainly this copy that runs, in its workers, too; and what the other job has done is not
+    done again."""
     del demo
     copy = tmp_path / "elsewhere"
     copy.mkdir()
@@ -176,9 +198,7 @@ def test_a_copy_of_the_repository_is_submitted_from_another_folder(
     text, _, _ = job.read_text().partition("  e: ")
     assert text.count("epochs:") == 1, "stage a alone is left"
     more = "  more: {net: A, scale: 34, epochs: 1, init: {from: a}}\nevaluations: {all: {models: [more]}}\n"
-    job.write_text(
-        text.replace("name: demo", "name: copied").replace("workers: 2", "workers: 1, cpus_per_worker: 1") + more
-    )
+    job.write_text(text.replace("name: demo", "name: copied") + more)
     output = submit(copy, ray_environment, "--working-dir", ".", "--", "jobs/demo.yaml")
     assert "copied: 1438 images" in output
     assert output.count("in job demo (finished after") == 1

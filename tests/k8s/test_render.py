@@ -247,4 +247,5 @@ def test_sizes_are_written_as_kubernetes_stores_them(tmp_path: Path) -> None:
     manifests = of_site(values, tmp_path)
     sizes = {d["metadata"]["name"]: d["spec"] for _, d in manifests.named("PersistentVolumeClaim")}
     assert sizes["runs"]["resources"]["requests"]["storage"] == "2Ti"
+    need("written_out")
     assert list(CHECKS["written_out"](manifests)) == []

@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from k8s.values import SOURCE, ValuesError, job_file, size, values
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 _ROOT = HERE.parent
 _JOB_TEMPLATE = "jobs/job.yaml"
 _HEAD = "# Made of k8s/source/"
@@ -49,7 +49,7 @@ def write(texts: Mapping[str, str], folder: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
     for file in (*folder.glob("*.yaml"), *folder.glob("jobs/*.yaml")):
-        if str(file.relative_to(folder)) not in texts and file.read_text(encoding="utf-8").startswith(_HEAD):
+        if str(file.relative_to(folder)) not in texts and file.read_bytes().startswith(_HEAD.encode()):
             file.unlink()
 
 

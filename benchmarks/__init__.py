@@ -1,0 +1,1 @@
+"""What `verydeep` is measured with, beyond `verydeep bench`."""

@@ -1,0 +1,134 @@
+"""`python -m benchmarks.gpu`: whether everything is right on this machine's GPU, and how fast it is, in 8 minutes.
+
+Each part runs in a process of its own, within a time of its own: one that crashes, hangs or runs out of memory costs
+the others nothing, and leaves what it has found so far. Prints tables and writes JSON. Ends with 1 if a check failed.
+
+`--rehearse` runs the same code small, on the CPU where there is no GPU, to find its mistakes.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import report
+from benchmarks.report import Findings, Report
+from benchmarks.setting import Setting
+from pipelines import figures
+
+# In the order in which they are worth most, and the seconds each may take, on one H200: 465 in all.
+PARTS = {
+    "right": ("The same numbers as on the CPU", 70),
+    "input": ("Input alone", 90),
+    "step": ("Steps alone, on made-up images", 105),
+    "together": ("Training on JPEGs through Ray Train", 70),
+    "tests": ("Dense and multi-crop tests", 50),
+    "chain": ("A whole chain on photographs", 80),
+}
+_GRACE_SECONDS = 5.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    if options.only_part:
+        return _run_part(options)
+    chosen = options.parts or list(PARTS)
+    found: dict[str, Findings] = {}
+    took: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="verydeep-gpu-") as folder:
+        for part in chosen:
+            start = time.monotonic()
+            found[part] = _guarded(part, options, Path(folder))
+            took[part] = time.monotonic() - start
+            print(report.text(f"{PARTS[part][0]} ({took[part]:.0f} s)", found[part]), end="\n\n", flush=True)
+            if options.json is not None:  # after each part, since this process may be cut off, too
+                options.json.write_text(json.dumps(_record(found, took, options.rehearse), indent=1) + "\n")
+    wrong = [part for part in chosen if not found[part].passed]
+    print(f"wrong: {', '.join(wrong)}" if wrong else "all checks passed")
+    return 1 if wrong else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--rehearse", action="store_true", help="small, on any device; the figures mean nothing")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--photos", type=Path, help="a folder with a folder of photographs for each class")
+    parser.add_argument("--json", type=Path, help="file for all that is found")
+    parser.add_argument("--only-part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    return parser
+
+
+def _guarded(part: str, options: argparse.Namespace, folder: Path) -> Findings:
+    """Runs the part in a process group of its own, which ends with it."""
+    command = [sys.executable, "-m", "benchmarks.gpu", "--only-part", part, "--folder", str(folder)]
+    command += ["--rehearse"] * options.rehearse
+    command += ["--photos", str(options.photos.absolute())] if options.photos else []
+    limit = PARTS[part][1] * (10 if options.rehearse else 1)
+    process = subprocess.Popen(command, start_new_session=True)
+    ended = None
+    try:
+        status = process.wait(limit + _GRACE_SECONDS)
+        if status:
+            ended = f"status {status}" if status > 0 else f"signal {signal.Signals(-status).name}"
+    except subprocess.TimeoutExpired:
+        ended = f"its time, {limit} s"
+    finally:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        process.wait()
+    found = report.read(_file(folder, part))
+    found.error = found.error or ended
+    return found
+
+
+def _run_part(options: argparse.Namespace) -> int:
+    """In the part's own process."""
+    part, own = options.only_part, Report(_file(options.folder, options.only_part))
+    if not options.rehearse and not torch.cuda.is_available():
+        own.error("there is no GPU here; --rehearse does without")
+        return 1
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    until = time.monotonic() + PARTS[part][1] * (10 if options.rehearse else 1)
+    setting = Setting(device, options.rehearse, options.folder, options.photos, until, own)
+    try:
+        importlib.import_module(f"benchmarks.gpu_{part}").run(setting)
+    except Exception as error:  # the edge of a process, whose findings are to tell of it
+        traceback.print_exc()
+        own.error(f"{type(error).__name__}: {error}")
+        return 1
+    return 0
+
+
+def _file(folder: Path, part: str) -> Path:
+    return folder / f"{part}.jsonl"
+
+
+def _record(found: dict[str, Findings], took: dict[str, float], rehearsal: bool) -> dict[str, Any]:
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    content = {name: {"seconds": took[name], **asdict(f), "passed": f.passed} for name, f in found.items()}
+    versions = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "nccl": _nccl()}
+    return {**figures.environment(), "gpu": gpu, "libraries": versions, "rehearsal": rehearsal, "parts": content}
+
+
+def _nccl() -> str | None:
+    if not torch.cuda.is_available():
+        return None
+    return ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -120,7 +120,8 @@ def _file(folder: Path, part: str) -> Path:
 def _record(found: dict[str, Findings], took: dict[str, float], rehearsal: bool) -> dict[str, Any]:
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     content = {name: {"seconds": took[name], **asdict(f), "passed": f.passed} for name, f in found.items()}
-    versions = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "nccl": _nccl()}
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    versions = {"cuda": torch.version.cuda, "cudnn": cudnn, "nccl": _nccl()}
     return {**figures.environment(), "gpu": gpu, "libraries": versions, "rehearsal": rehearsal, "parts": content}
 
 

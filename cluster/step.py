@@ -24,6 +24,7 @@ from cluster.settings import StageSettings
 from cluster.stopwatch import Stopwatch
 from cluster.vgg import VGG
 from cluster.world import World
+from pipelines import transfer
 from pipelines.errors import SettingsError, TrainingError
 from pipelines.order import Order
 from pipelines.stream import Batch
@@ -86,7 +87,7 @@ class Step:
         self._clear()
         keys = None
         if self._settings.dropout:
-            keys = dropout.row_keys(self._settings.seed, step, batch.rows).to(self._world.device)
+            keys = transfer.onto(dropout.row_keys(self._settings.seed, step, batch.rows), self._world.device)
         through = self._through_tree if self._exact else self._through_ddp
         outputs = through(batch, keys, self._pieces(batch, step))
         self._statistics.settle()
@@ -99,7 +100,7 @@ class Step:
         """Scores (n, classes) float32, without dropout or gradients."""
         self._net.eval()
         with torch.inference_mode(), self._autocast():
-            return self._net(images.contiguous(memory_format=torch.channels_last)).float().clone()  # type: ignore[no-any-return]
+            return self._net(self._laid_out(images)).float().clone()  # type: ignore[no-any-return]
 
     def _settle_buckets(self) -> None:
         """A first pass of nothing. After it DDP puts gradients into other buckets, in which those of three workers and
@@ -110,7 +111,7 @@ class Step:
             self._net.train()
             self._statistics.begin()
             with self._autocast():
-                scores = self._model(images.contiguous(memory_format=torch.channels_last))
+                scores = self._model(self._laid_out(images))
             scores.sum().backward()
             self._statistics.restore()
             self._clear()
@@ -166,13 +167,17 @@ class Step:
         """Forward and backward; `averaged`: the workers over which the gradients will be averaged."""
         if self._graphs:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        images = batch.images[piece].contiguous(memory_format=torch.channels_last)
+        images = self._laid_out(batch.images[piece])
         with self._watch("forward"), self._autocast():
             scores = self._model(images, None if keys is None else keys[piece]).float()
             losses = loss(scores, batch.labels[piece], self._settings.label_smoothing)
         with self._watch("backward"):
             exchange.mean_loss(losses, batch.total, averaged).backward()  # type: ignore[no-untyped-call]
         return scores.detach().clone(), losses.detach()
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        """As the net's convolutions take them, copied once instead of for the layout and for the precision each."""
+        return images.to(torch.bfloat16 if self._bf16 else torch.float32, memory_format=torch.channels_last)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._world.device.type, torch.bfloat16, enabled=self._bf16)
@@ -234,7 +239,7 @@ class Step:
 
     def _trial(self, images: Tensor, keys: Tensor) -> Tensor:
         with self._autocast():
-            scores = self._net(images.contiguous(memory_format=torch.channels_last), keys).float()
+            scores = self._net(self._laid_out(images), keys).float()
         return loss(scores, torch.zeros_like(keys))
 
 

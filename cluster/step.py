@@ -29,7 +29,10 @@ from pipelines.errors import SettingsError, TrainingError
 from pipelines.order import Order
 from pipelines.stream import Batch
 
-_COMPILED_TOLERANCE = 0.1  # of a gradient's norm, beyond the rounding of bf16
+# Of a gradient's norm. Compiled operations round less often, and each rounding tips ReLUs and maxima, by which whole
+# terms of a gradient come and go: 0.3 to 0.5 in bf16 (nets A and E, one rounding behind a convolution's bias instead of
+# two), 0.02 in float32. What is wrong, such as a gradient of zeros, is 1 away or more.
+_COMPILED_TOLERANCE, _COMPILED_TOLERANCE_BF16 = 0.1, 0.7
 
 
 def loss(scores: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -209,9 +212,10 @@ class Step:
         self._statistics.begin()
         expected = self._example_gradients()
         self._net.compile(mode="reduce-overhead" if self._on_cuda else "default")
+        tolerance = _COMPILED_TOLERANCE_BF16 if self._bf16 else _COMPILED_TOLERANCE
         for name, gradient in self._example_gradients().items():
             distance = torch.linalg.vector_norm(gradient - expected[name])
-            if not distance <= _COMPILED_TOLERANCE * torch.linalg.vector_norm(expected[name]):
+            if not distance <= tolerance * torch.linalg.vector_norm(expected[name]):
                 raise TrainingError(
                     f"torch.compile of PyTorch {torch.__version__} gets the gradient of {name} wrong on "
                     f"{self._world.device.type}: leave compile off"

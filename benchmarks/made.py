@@ -1,5 +1,8 @@
 """Made-up nets, settings and batches, of full size or, in a rehearsal, of a small one."""
 
+import importlib.util
+import shutil
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +14,7 @@ from pipelines import transfer
 from pipelines.order import Order
 from pipelines.stream import Batch
 
-_SMALL_WIDTH = 0.1
+_SMALL_WIDTH = 0.05
 
 
 def settings(setting: Setting, net: str, batch: int, **changes: object) -> StageSettings:
@@ -62,3 +65,12 @@ def batch(setting: Setting, s: StageSettings, seed: int = 3) -> Batch:
     rows = torch.arange(s.batch)
     labels = transfer.onto(rows * 7 % classes(setting), setting.device)
     return Batch(images(setting, s, s.batch, seed).to(setting.device), labels, rows, s.batch)
+
+
+def lacking_to_compile(setting: Setting) -> str | None:
+    """What torch.compile would need to be tried, if it is not there; on a CPU it takes minutes."""
+    if not setting.cuda:
+        return "GPU"
+    if importlib.util.find_spec("triton") is None:
+        return "triton"
+    return None if any(map(shutil.which, ("gcc", "cc", "clang"))) else "C compiler"

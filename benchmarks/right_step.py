@@ -1,7 +1,6 @@
 """The part `right`, of what a step does beside the net: pieces, reproducibility, update, checkpoint, compiling."""
 
 import copy
-import importlib.util
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -69,7 +68,9 @@ def _micro_batches(setting: Setting) -> None:
 def _exact(setting: Setting) -> None:
     """Not a bit may depend on anything but the job."""
     for precision in ("float32", "bf16"):
-        s = made.settings(setting, "A", setting.pick(32, 10), precision=precision, **_EXACT)
+        s = made.settings(
+            setting, "A", setting.pick(32, 10), precision=precision, virtual_shards=setting.pick(8, 2), **_EXACT
+        )
         first, second = (_trained(setting, s) for _ in range(2))
         other = compare.differing(second, first)
         setting.report.check(f"A: weights with other bits after {_STEPS} exact steps, {precision}", other, most=0)
@@ -150,7 +151,7 @@ def _checkpoint(setting: Setting) -> None:
 
 def _compiled(setting: Setting) -> None:
     """Two pieces to a batch, of two sizes: CUDA graphs use the memory of one for the next."""
-    if lacking := _lacking(setting):
+    if lacking := made.lacking_to_compile(setting):
         setting.report.note(f"compiled net: left out, there is no {lacking} here")
         return
     batch, piece = setting.pick(24, 6), setting.pick(16, 4)
@@ -164,12 +165,3 @@ def _compiled(setting: Setting) -> None:
     distance = compare.worst(found, expected)
     setting.report.row(_COMPILED, net="A", precision="float32", outcome=f"gradients {distance:.2g} from the net's")
     setting.report.check("A: gradients of the compiled net, CUDA graphs and micro-batches", distance, most=_TIPPED_MOST)
-
-
-def _lacking(setting: Setting) -> str | None:
-    """What torch.compile needs to be tried; on a CPU it takes minutes."""
-    if not setting.cuda:
-        return "GPU"
-    if importlib.util.find_spec("triton") is None:
-        return "triton"
-    return None if any(map(shutil.which, ("gcc", "cc", "clang"))) else "C compiler"

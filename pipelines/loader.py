@@ -9,6 +9,7 @@ import torch
 
 from pipelines import augment, graphs
 from pipelines.augment import Ints, Recipe, Windows
+from pipelines.decoding import Decoding
 from pipelines.graphs import Graph
 from pipelines.order import Order, part
 from pipelines.seat import Seat
@@ -19,13 +20,24 @@ _VALIDATION_BATCH = 64
 _WHOLE_IMAGES, _WHOLE_PIXELS = 64, 16 * 512 * 683  # a dense batch's bounds: images, and pixels in all of them
 _CHUNK_ROWS, _CHUNK_BYTES = 1024, 64 << 20  # dense: what is held at a time, to be grouped by shape
 
+_SAFE = Decoding()
+
 F = TypeVar("F")
 
 
 class TrainingBatches:
     """The steps `first` <= step < `last` of a run, counted over its epochs; iterated once."""
 
-    def __init__(self, data: DataSet, order: Order, recipe: Recipe, seat: Seat, first: int, last: int) -> None:
+    def __init__(
+        self,
+        data: DataSet,
+        order: Order,
+        recipe: Recipe,
+        seat: Seat,
+        first: int,
+        last: int,
+        decoding: Decoding = _SAFE,
+    ) -> None:
         self._order, self._recipe, self._seat = order, recipe, seat
         self._steps = range(first, last)
 
@@ -35,11 +47,11 @@ class TrainingBatches:
         def feed(step: int, images: Images) -> tuple[graphs.Feed, Windows]:
             epoch = step // order.steps_per_epoch
             draws = augment.training_draws(recipe, order.seed, epoch, images.rows, images.widths, images.heights)
-            return _crop_feed(images, draws, recipe)
+            return _crop_feed(images, draws, recipe, decoding)
 
         def graph(source: Callable[[], graphs.Feed]) -> Graph:
             largest = max(map(self._share_rows, range(order.steps_per_epoch)))
-            return graphs.crops(source, recipe.crop, recipe.pixel_std, largest, seat.threads, seat.device_id)
+            return graphs.crops(source, recipe.crop, recipe.pixel_std, largest, seat.threads, seat.device_id, decoding)
 
         self._stream = Stream(data, self._share, wanted, feed, graph, recipe.statistics.mean_rgb, seat)
 
@@ -70,17 +82,18 @@ class TrainingBatches:
 class ValidationBatches:
     """The worker's part of a data set, its middle crops, in order; can be iterated again and again."""
 
-    def __init__(self, data: DataSet, recipe: Recipe, seat: Seat) -> None:
+    def __init__(self, data: DataSet, recipe: Recipe, seat: Seat, decoding: Decoding = _SAFE) -> None:
         first, last = part(data.rows, seat.rank, seat.world)
         self._plan = [np.arange(a, min(a + _VALIDATION_BATCH, last)) for a in range(first, last, _VALIDATION_BATCH)]
         largest = max(b - a for a, b in (part(data.rows, rank, seat.world) for rank in range(seat.world)))
         self.most = -(-largest // _VALIDATION_BATCH)  # batches of the worker that has the most
 
         def feed(_: int, images: Images) -> tuple[graphs.Feed, Windows]:
-            return _crop_feed(images, augment.centre_draws(recipe, images.widths, images.heights), recipe)
+            return _crop_feed(images, augment.centre_draws(recipe, images.widths, images.heights), recipe, decoding)
 
         def graph(source: Callable[[], graphs.Feed]) -> Graph:
-            return graphs.crops(source, recipe.crop, recipe.pixel_std, _VALIDATION_BATCH, seat.threads, seat.device_id)
+            size, std = recipe.crop, recipe.pixel_std
+            return graphs.crops(source, size, std, _VALIDATION_BATCH, seat.threads, seat.device_id, decoding)
 
         self._stream = _planned(data, self._plan, feed, graph, recipe.statistics.mean_rgb, seat)
 
@@ -107,6 +120,7 @@ class WholeBatches:
         stride: int,
         seat: Seat,
         rows: range | None = None,
+        decoding: Decoding = _SAFE,
     ) -> None:
         first, last = part(data.rows, seat.rank, seat.world) if rows is None else (rows.start, rows.stop)
         widths, heights = data.read_sizes(first, last)
@@ -117,11 +131,11 @@ class WholeBatches:
         def feed(_: int, images: Images) -> tuple[graphs.WholeFeed, Windows]:
             sizes = augment.rescaled(images.widths, images.heights, shorter)
             seen = augment.dense_windows(sizes, stride)
-            windows = _windows(images, sizes, (sizes - seen) // 2, seen)
+            windows = _windows(images, sizes, (sizes - seen) // 2, seen, decoding)
             return graphs.feed_wholes(images.encoded, seen, windows), windows
 
         def graph(source: Callable[[], graphs.WholeFeed]) -> Graph:
-            return graphs.wholes(source, mean, pixel_std, _WHOLE_IMAGES, seat.threads, seat.device_id)
+            return graphs.wholes(source, mean, pixel_std, _WHOLE_IMAGES, seat.threads, seat.device_id, decoding)
 
         self._stream = _planned(data, self._plan, feed, graph, mean, seat)
 
@@ -165,14 +179,16 @@ def _planned(
     return Stream(data, plan.__getitem__, groups, feed, build, mean, seat)
 
 
-def _crop_feed(images: Images, draws: augment.Draws, recipe: Recipe) -> tuple[graphs.Feed, Windows]:
-    windows = _windows(images, draws.sizes, draws.corners, recipe.crop)
+def _crop_feed(images: Images, draws: augment.Draws, recipe: Recipe, decoding: Decoding) -> tuple[graphs.Feed, Windows]:
+    windows = _windows(images, draws.sizes, draws.corners, recipe.crop, decoding)
     return graphs.feed(images.encoded, draws, windows), windows
 
 
-def _windows(images: Images, sizes: Ints, corners: Ints, crop: Ints | int) -> Windows:
+def _windows(images: Images, sizes: Ints, corners: Ints, crop: Ints | int, decoding: Decoding) -> Windows:
     """What has to be decoded; of a stand-in, its one pixel."""
     windows = augment.source_windows(sizes, corners, crop, images.widths, images.heights)
+    if not decoding.regions:
+        windows = windows.whole(images.widths, images.heights)
     bad = images.replaced
     windows.starts[bad], windows.extents[bad], windows.crop_starts[bad], windows.crop_ends[bad] = 0, 1, 0.0, 1.0
     return windows

@@ -23,6 +23,7 @@ from pipelines.seat import Seat
 from pipelines.shards import DataSet, ReadAhead
 
 _STEPS_AHEAD = 8  # how far ahead of the graph row groups are looked for
+_MOST_LENT = 4  # batches: as far as a program gets ahead of its GPU, which bounds their memory
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class Stream(Generic[F]):
         self._fed: deque[_Fed[F]] = deque()
         self._bad: dict[int, dict[int, str]] = {}  # by batch: positions of the images that failed in it, and why
         self._suspects: set[int] = set()  # rows that failed in an earlier batch
+        self._lent = _Lent(seat.device)
         self._used = 0
 
     @property
@@ -137,7 +139,10 @@ class Stream(Generic[F]):
                 fed = self._fed.popleft()
                 self._bad.pop(fed.index, None)
                 self._used += len(fed.images.rows)
-                yield _batch(pixels, fed.images, fed.bad)
+                try:
+                    yield _batch(pixels, fed.images, fed.bad)
+                finally:  # also where nobody asks for more
+                    self._lent.hold(pixels)
             graph.reset()
             self._graph = graph
         finally:
@@ -150,6 +155,7 @@ class Stream(Generic[F]):
             graphs.stop(self._graph)
             self._graph = None
         self._reader.close()
+        self._lent.close()
 
     def _look_ahead(self) -> bool:
         """Whether there are batches left."""
@@ -211,6 +217,36 @@ class Stream(Generic[F]):
         return {positions[i]: reason for i, reason in found.items()}
 
 
+class _Lent:
+    """Batches that a GPU may still be reading, though the program is done with them: see `graphs.run`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._held: deque[tuple[torch.cuda.Event, Tensor]] = deque()
+
+    def hold(self, pixels: Tensor) -> None:
+        """Until all is done that the current stream has been given so far. On the CPU all is done."""
+        if self._device.type != "cuda":
+            return
+        read = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        read.record(torch.cuda.current_stream(self._device))
+        self._held.append((read, pixels))
+        while self._held and (len(self._held) > _MOST_LENT or self._done()):
+            self._let_go()
+
+    def close(self) -> None:
+        while self._held:
+            self._let_go()
+
+    def _done(self) -> bool:
+        return bool(self._held[0][0].query())  # type: ignore[no-untyped-call]
+
+    def _let_go(self) -> None:
+        read, _ = self._held[0]
+        read.synchronize()
+        self._held.popleft()
+
+
 def _plain_image(rgb: tuple[float, float, float]) -> NDArray[np.uint8]:
     """One pixel, encoded."""
     red, green, blue = (round(value) for value in rgb)
@@ -223,5 +259,7 @@ def _batch(pixels: Tensor, images: Images, bad: Mapping[int, str]) -> Batch:
     n = len(images.rows)
     assert len(pixels) == n, (len(pixels), n)
     replaced = tuple(Replaced(int(images.rows[i]), images.names[i], why) for i, why in sorted(bad.items()))
-    labels = torch.from_numpy(images.labels).to(pixels.device)
+    labels = torch.from_numpy(images.labels)
+    if pixels.is_cuda:  # from memory that the GPU reads by itself: from any other, the program would wait for the GPU
+        labels = labels.pin_memory().to(pixels.device, non_blocking=True)
     return Batch(pixels, labels, torch.from_numpy(images.rows), n, replaced, tuple(images.names))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ _CHUNK_ROWS, _CHUNK_BYTES = 1024, 64 << 20  # dense: what is held at a time, to 
 _SAFE = Decoding()
 
 F = TypeVar("F")
+Sample: TypeAlias = tuple[int, Images]  # a step, and a worker's images of it
 
 
 class TrainingBatches:
@@ -45,13 +46,10 @@ class TrainingBatches:
             return order.groups(step, seat.rank, seat.world)
 
         def feed(step: int, images: Images) -> tuple[graphs.Feed, Windows]:
-            epoch = step // order.steps_per_epoch
-            draws = augment.training_draws(recipe, order.seed, epoch, images.rows, images.widths, images.heights)
-            return _crop_feed(images, draws, recipe, decoding)
+            return self._draw(step, images, decoding)
 
         def graph(source: Callable[[], graphs.Feed]) -> Graph:
-            largest = max(map(self._share_rows, range(order.steps_per_epoch)))
-            return graphs.crops(source, recipe.crop, recipe.pixel_std, largest, seat.threads, seat.device_id, decoding)
+            return self.graph(source, decoding)
 
         self._stream = Stream(data, self._share, wanted, feed, graph, recipe.statistics.mean_rgb, seat)
 
@@ -69,8 +67,36 @@ class TrainingBatches:
         """Rows read so far over rows used so far, by this worker."""
         return self._stream.read_per_used
 
+    @property
+    def device(self) -> torch.device:
+        return self._seat.device
+
+    def samples(self, images: int) -> list[Sample]:
+        """The worker's part of its first steps, about so many images and one step at least; to try graphs with."""
+        found: list[Sample] = []
+        for step in self._steps:
+            if sum(len(sample.rows) for _, sample in found) >= images:
+                break
+            if self._share_rows(step):
+                found.append((step, self._stream.images(step)))
+        return found
+
+    def feed(self, step: int, images: Images, decoding: Decoding) -> graphs.Feed:
+        """What a graph that decodes so is fed."""
+        return self._draw(step, images, decoding)[0]
+
+    def graph(self, source: Callable[[], graphs.Feed], decoding: Decoding) -> Graph:
+        recipe, seat = self._recipe, self._seat
+        largest = max(map(self._share_rows, range(self._order.steps_per_epoch)))
+        return graphs.crops(source, recipe.crop, recipe.pixel_std, largest, seat.threads, seat.device_id, decoding)
+
     def close(self) -> None:
         self._stream.close()
+
+    def _draw(self, step: int, images: Images, decoding: Decoding) -> tuple[graphs.Feed, Windows]:
+        order, epoch = self._order, step // self._order.steps_per_epoch
+        draws = augment.training_draws(self._recipe, order.seed, epoch, images.rows, images.widths, images.heights)
+        return _crop_feed(images, draws, self._recipe, decoding)
 
     def _share(self, step: int) -> Ints:
         return self._order.share(step, self._seat.rank, self._seat.world)

@@ -150,6 +150,11 @@ class Stream(Generic[F]):
                 graphs.stop(graph)
             self._fed.clear()
 
+    def images(self, index: int) -> Images:
+        """Of a batch, as they are stored. Not for the middle of a pass, whose row groups it would let go."""
+        self._reader.want(self._groups(index), ())
+        return self._gather(self._rows(index), [])
+
     def close(self) -> None:
         if self._graph is not None:
             graphs.stop(self._graph)

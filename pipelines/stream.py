@@ -264,7 +264,5 @@ def _batch(pixels: Tensor, images: Images, bad: Mapping[int, str]) -> Batch:
     n = len(images.rows)
     assert len(pixels) == n, (len(pixels), n)
     replaced = tuple(Replaced(int(images.rows[i]), images.names[i], why) for i, why in sorted(bad.items()))
-    labels = torch.from_numpy(images.labels)
-    if pixels.is_cuda:  # from memory that the GPU reads by itself: from any other, the program would wait for the GPU
-        labels = labels.pin_memory().to(pixels.device, non_blocking=True)
+    labels = torch.from_numpy(images.labels).to(pixels.device)
     return Batch(pixels, labels, torch.from_numpy(images.rows), n, replaced, tuple(images.names))

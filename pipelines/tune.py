@@ -80,7 +80,7 @@ def choose(
     def attempt(decodings: Sequence[Decoding]) -> None:
         for decoding in decodings if samples else ():
             if not trials or time.monotonic() - start < seconds:
-                trials.append(Trial(decoding, _images_per_second(batches, samples, decoding)))
+                trials.append(Trial(decoding, images_per_second(batches, samples, decoding)))
 
     attempt(first)
     if (best := _best(trials)) is not None:
@@ -98,7 +98,7 @@ def _best(trials: Sequence[Trial]) -> Trial | None:
     return best
 
 
-def _images_per_second(batches: TrainingBatches, samples: Sequence[Sample], decoding: Decoding) -> float:
+def images_per_second(batches: TrainingBatches, samples: Sequence[Sample], decoding: Decoding) -> float:
     """0 if it fails: a GPU without memory, or without such a decoder; or an image is bad, which training replaces."""
     feeds = [batches.feed(step, images, decoding) for step, images in samples]
     turn = cycle(feeds)

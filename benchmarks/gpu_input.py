@@ -118,8 +118,11 @@ def _others(setting: Setting, data: DataSet, base: Decoding) -> None:
     _sweep(setting, data, cells, _AFTER_ALL_SECONDS)
 
 
-def _sweep(setting: Setting, data: DataSet, cells: Iterable[tuple[str, Decoding, int, str]]) -> dict[Decoding, float]:
-    """Rows of (factor, way, batch, scale), as long as so many seconds are left; speeds by ways, 0 of one that failed."""
+def _sweep(
+    setting: Setting, data: DataSet, cells: Iterable[tuple[str, Decoding, int, str]], after_seconds: float
+) -> dict[Decoding, float]:
+    """Rows of (factor, way, batch, scale), while more than so many seconds are left; the speeds of ways, 0 of one that
+    failed."""
     found: dict[Decoding, float] = {}
     for factor, way, batch, scale in cells:
         if setting.left() < after_seconds:

@@ -61,10 +61,10 @@ def run(setting: Setting) -> None:
     setting.each(
         (
             Piece("matrix peaks", 5, bench.find_peaks),
-            own(case),
             bare(case),
-            own(replace(case, net="E")),
+            own(case),
             bare(replace(case, net="E")),
+            own(replace(case, net="E")),
             Piece("profile", 6, bench.profile),
             Piece("synchronisations", 5, bench.count_waits),
             *(bench.contender_piece(name) for name in list(WAYS)[:4]),
@@ -155,7 +155,13 @@ class _Bench:
         except TrainingError as error:
             self.setting.report.note(f"Step {case.net}, {case.text}: {error}")
             return
-        if taken is None or case.net == "A":
+        if taken is None:
+            return
+        bare = self.taken.get(case)
+        if bare is not None:
+            name = f"{case.net}: a step of Step over a bare one, {case.how}"
+            self.setting.report.check(name, taken / bare, most=_OVERHEAD_MOST, goal=True)
+        if case.net == "A":
             return
         share = self._flops(case) / taken / self.peaks["bf16"]
         name = f"{case.net}: Step's share of the measured bf16 peak, {case.how}"

@@ -41,6 +41,9 @@ def table(setting: Setting, step: Callable[[], None], what: str) -> None:
     """Two tables of one step that has been warmed up: kinds and the heaviest kernels, with their shares of the time
     from the first to the last, the rest of which is idle."""
     runs = _runs(setting, step)
+    if not runs:
+        setting.report.note(f"{what}: the profiler saw no kernel")
+        return
     first, last = min(run.start for run in runs), max(run.start + run.duration for run in runs)
     whole = last - first
     kinds = _sums((run.kind, run.duration) for run in runs)

@@ -1,7 +1,9 @@
 """Made-up nets, settings and batches, of full size or, in a rehearsal, of a small one."""
 
+import copy
 import importlib.util
 import shutil
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +32,13 @@ def classes(setting: Setting) -> int:
 
 def net(setting: Setting, s: StageSettings) -> VGG:
     """On the CPU, the same one each time; its biases count, too."""
-    made = VGG(s.net, classes(setting), s.input_size, s.width, s.dropout)
+    return copy.deepcopy(_drawn(s.net, classes(setting), s.input_size, s.width, s.dropout))
+
+
+@cache
+def _drawn(net: str, classes: int, side: int, width: float, dropout: float) -> VGG:
+    """A large one takes seconds to draw."""
+    made = VGG(net, classes, side, width, dropout)
     init.randomise(made, "kaiming", 0.01, seed=1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks import gpu_right, gpu_step, report, right_input
+from benchmarks.loops import Case
 from benchmarks.report import Findings, Report
 from benchmarks.setting import Setting
 
@@ -56,13 +57,13 @@ def test_steps_of_all_kinds_run(setting: Setting) -> None:
 
 
 def test_running_out_of_memory_is_a_row(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    def too_large(setting: Setting, case: gpu_step.Case) -> None:
+    def too_large(setting: Setting, case: Case) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(gpu_step, "bare_step", too_large)
     bench = gpu_step._Bench(setting)
     bench.find_peaks()
-    setting.each([bench.bare_piece(gpu_step.Case(batch=512))])
+    setting.each([bench.bare_piece(Case(batch=512))])
     findings = found(setting)
     assert findings.error is None
     (row,) = findings.tables[gpu_step._STEPS]

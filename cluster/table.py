@@ -56,6 +56,11 @@ class Layer:
     weights: int
     channels: int
 
+    @property
+    def inputs(self) -> int:
+        """Numbers that one of its outputs is a sum over."""
+        return self.weights // self.channels
+
 
 def layers(net: str, classes: int = 1000, input_size: int = 224, width: float = 1.0) -> Iterator[Layer]:
     """From the image to the scores."""

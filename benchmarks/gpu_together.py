@@ -108,19 +108,25 @@ def _settle(setting: Setting) -> None:
 
 def _step_alone(setting: Setting, data: DataSet, s: StageSettings, folder: Path) -> float:
     """Images a second; and what a checkpoint costs, if there is time for it."""
+    each = _step_seconds(setting, data, s, folder)
+    gc.collect()
+    if setting.cuda:
+        torch.cuda.empty_cache()  # the worker that follows finds all of the memory
+    return s.batch / each
+
+
+def _step_seconds(setting: Setting, data: DataSet, s: StageSettings, folder: Path) -> float:
     stage = Stage("alone", s, data.location.absolute, data.location.absolute, str(folder / "alone"))
     order = Order.of(data.manifest, s.batch, s.seed)
     attempt = Attempt(stage, card(s, data.manifest), order, setting.world, Undisturbed(), lambda record: None)
     with closing(attempt), closing(_batches(setting, data, s, 1)) as batches:
         step = _step(attempt, next(iter(batches)))
-        each = seconds(step, setting.device, setting.pick(30, 3), warm_up=setting.pick(6, 1))
+        several = setting.pick(10, 1)  # without waiting for each, as in the loop
+        times, calls = setting.pick(4, 3), range(several)
+        each = seconds(lambda: [step() for _ in calls], setting.device, times, warm_up=1) / several
         if setting.left() > _ROUGHLY_SECONDS + _CHECKPOINT_SECONDS or setting.small:
             _checkpoints(setting, attempt, step, s.net)
-    del attempt, step
-    gc.collect()
-    if setting.cuda:
-        torch.cuda.empty_cache()  # the worker that follows finds all of the memory
-    return s.batch / each
+    return each
 
 
 def _step(attempt: Attempt, batch: Batch) -> Callable[[], None]:

@@ -1,8 +1,8 @@
 """Data sets to measure with, made in seconds: JPEGs of ImageNet's sizes and weight, prepared as any other data set.
 
-Decoders take their time by pixels and by bytes, so these have both: most are 500 x 375, with about 110 KB. They are sums
-of octaves of noise, as strong in each as photographs are, rough in some places and smooth in others; or photographs, with
-as much grain as brings them to that weight. The same ones in each run.
+Decoders take their time by pixels and by bytes, so these have both: most are 500 x 375, with about 110 KB. They are
+sums of octaves of noise, as strong in each as photographs are, rough in some places and smooth in others; or
+photographs, with as much grain as brings them to that weight. The same ones in each run.
 """
 
 import io
@@ -21,7 +21,7 @@ from pipelines.sources import Source
 _SIZES = ((500, 375),) * 6 + ((375, 500),) * 2 + ((500, 333), (640, 480))  # width, height; drawn from, evenly
 _SMALL = 5  # a rehearsal's pictures are so many times smaller
 _QUALITY = 92
-_GRAIN, _PHOTO_GRAIN = 8.7, 11.0  # grey levels, deviation; what 110 KB take
+_GRAIN, _PHOTO_GRAIN = 8.7, 13.0  # grey levels, deviation; what 110 KB take
 _CLASSES, _SMALL_CLASSES = 1000, 10  # as ImageNet has, for the nets' last layers
 _TRAINING, _VALIDATION = 0, 1  # which pictures
 
@@ -73,8 +73,7 @@ def _photographs(setting: Setting) -> list[Callable[[], bytes]]:
 def encoded(pixels: NDArray[np.float32], kind: str = "JPEG", **options: object) -> bytes:
     """`pixels`: (H, W, 3), grey levels of RGB."""
     out = io.BytesIO()
-    bounded = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
-    Image.fromarray(bounded).save(out, kind, quality=_QUALITY, **options)
+    Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(out, kind, quality=_QUALITY, **options)
     return out.getvalue()
 
 
@@ -87,11 +86,12 @@ def _octaves(rng: np.random.Generator, width: int, height: int) -> NDArray[np.fl
     """Each octave is as strong as the one before, as in photographs, but the last two, of which there is less."""
     doublings = max(1, min(width, height).bit_length() - 2)
     pixels = np.full((1, 1, 3), 115.0, np.float32)
-    for k in range(doublings, -1, -1):
+    for k in range(doublings, 1, -1):
         size = -(-width >> k), -(-height >> k)
-        deviation = 22.0 if k > 1 else _GRAIN * (k + 1)
-        pixels = _resized(pixels, *size) + _grain(rng, *size, deviation)
-    return pixels
+        colour = rng.standard_normal((size[1], size[0], 3), np.float32)
+        pixels = _resized(pixels, *size) + _grain(rng, *size, 22.0) + 7.0 * colour
+    fine = _grain(rng, -(-width >> 1), -(-height >> 1), 2 * _GRAIN)
+    return _resized(pixels, width, height) + _resized(fine, width, height) + _grain(rng, width, height, _GRAIN)
 
 
 def _grained(rng: np.random.Generator, photograph: bytes, width: int, height: int) -> NDArray[np.float32]:
@@ -105,11 +105,9 @@ def _grained(rng: np.random.Generator, photograph: bytes, width: int, height: in
 
 
 def _grain(rng: np.random.Generator, width: int, height: int, deviation: float) -> NDArray[np.float32]:
-    """(height, width, 3), mostly grey; three times as strong in some places as in others."""
-    grey = rng.standard_normal((height, width, 1), np.float32)
-    colour = rng.standard_normal((-(-height // 4), -(-width // 4), 3), np.float32)
+    """(height, width, 1), three times as strong in some places as in others."""
     place = _resized(rng.uniform(0.5, 1.5, (4, 4, 1)).astype(np.float32), width, height)
-    return deviation * place * (grey + 0.3 * _resized(colour, width, height))
+    return deviation * place * rng.standard_normal((height, width, 1), np.float32)
 
 
 def _resized(planes: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:

@@ -1,25 +1,16 @@
 """The pictures that are measured with."""
 
 import io
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from benchmarks import pictures
-from benchmarks.report import Report
 from benchmarks.setting import Setting
 from pipelines.shards import DataSet
-
-
-@pytest.fixture
-def setting(tmp_path: Path) -> Setting:
-    until = time.monotonic() + 600
-    return Setting(torch.device("cpu"), True, tmp_path, None, until, Report(tmp_path / "report.jsonl"))
 
 
 def test_sets_are_made_once_and_differ_in_their_pictures_only(setting: Setting) -> None:

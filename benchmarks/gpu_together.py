@@ -24,16 +24,18 @@ from cluster.agree import Undisturbed
 from cluster.attempt import Attempt, Stage
 from cluster.settings import ClusterSettings, StageSettings
 from cluster.train import card, recipes
-from pipelines import cycle
+from pipelines import cycle, tune
+from pipelines.decoding import Decoding
 from pipelines.loader import TrainingBatches
 from pipelines.order import Order
 from pipelines.shards import DataSet
 from pipelines.stream import Batch
 
 _NETS, _SMALL_NETS = ("E", "D", "A"), ("E", "A")
-_ROUGHLY_SECONDS = 30.0  # of a net that is measured without its checkpoints
+_ROUGHLY_SECONDS = 35.0  # of a net that is measured without its checkpoints
 _CHECKPOINT_SECONDS = 12.0
-_TRAINING_SECONDS = 9.0  # in steady state; as long again a third of it before
+_TUNING_SECONDS = 4.0  # after which no other way of decoding is tried
+_TRAINING_SECONDS = 7.0  # in steady state; as long again a third of it before
 _LEAST_STEPS, _MOST_STEPS = 40, 400
 _LEARNING_RATE = 1e-8  # no net diverges with it, whatever its first weights
 _GOAL = 0.95  # of the synthetic rate, and of the slower half
@@ -85,7 +87,13 @@ def _input_alone(setting: Setting, data: DataSet, s: StageSettings) -> float:
     """Images a second."""
     warm_up, steps = setting.pick(10, 2), setting.pick(60, 6)
     longer = cycle.write(data, (warm_up + steps) * s.batch, setting.folder / "together-input")
-    with closing(_batches(setting, longer, s, warm_up + steps)) as batches:
+    decoding = Decoding()
+    if setting.cuda:  # as every worker does it
+        with closing(_batches(setting, longer, s, warm_up + steps)) as batches:
+            choice = tune.choose(batches, seconds=_TUNING_SECONDS)
+        setting.report.note(f"input alone: {choice}")
+        decoding = choice.decoding
+    with closing(_batches(setting, longer, s, warm_up + steps, decoding)) as batches:
         stream = iter(batches)
         for _ in islice(stream, warm_up):
             _settle(setting)
@@ -96,9 +104,11 @@ def _input_alone(setting: Setting, data: DataSet, s: StageSettings) -> float:
         return steps * s.batch / (time.perf_counter() - start)
 
 
-def _batches(setting: Setting, data: DataSet, s: StageSettings, steps: int) -> TrainingBatches:
-    order = Order.of(data.manifest, s.batch, s.seed)
-    return TrainingBatches(data, order, recipes(s, data.manifest)[0], setting.world.seat, 0, steps)
+def _batches(
+    setting: Setting, data: DataSet, s: StageSettings, steps: int, decoding: Decoding | None = None
+) -> TrainingBatches:
+    order, recipe = Order.of(data.manifest, s.batch, s.seed), recipes(s, data.manifest)[0]
+    return TrainingBatches(data, order, recipe, setting.world.seat, 0, steps, decoding or Decoding())
 
 
 def _settle(setting: Setting) -> None:
@@ -180,6 +190,9 @@ def _together(setting: Setting, data: DataSet, s: StageSettings, folder: Path, a
         **{"its first step done": _first(records, "tick") - _first(records, "workers")},
         **{"after its last step": ended - (_last(records, "tick") - offset)},
     )
+    for record in records:
+        if record["kind"] == "decoding":
+            setting.report.note(f"{s.net}: {record['text']}")
     _tell(setting, s, alone, [record for record in records if record["kind"] == "parts"])
 
 

@@ -1,21 +1,24 @@
 """The measurement of tests, rehearsed on the CPU."""
 
 import time
-from pathlib import Path
-
-import torch
+from dataclasses import replace
 
 from benchmarks import gpu_tests, report
-from benchmarks.report import Report
+from benchmarks.report import Findings
 from benchmarks.setting import Setting
 
+_WHOLE = "Tests of D at three scales, with mirror images"
 
-def test_the_measurement_of_tests_comes_to_its_end(tmp_path: Path) -> None:
-    file = tmp_path / "tests.jsonl"
-    gpu_tests.run(Setting(torch.device("cpu"), True, tmp_path, None, time.monotonic() + 600, Report(file)))
-    found = report.read(file)
+
+def rehearsed(setting: Setting) -> Findings:
+    gpu_tests.run(setting)
+    return report.read(setting.folder / "report.jsonl")
+
+
+def test_the_measurement_of_tests_comes_to_its_end(setting: Setting) -> None:
+    found = rehearsed(setting)
     assert found.passed, found
-    whole = found.tables["Tests of D at three scales, with mirror images"]
+    whole = found.tables[_WHOLE]
     assert {(row["mode"], row["precision"]) for row in whole} == {
         (mode, precision) for mode in ("dense", "multi-crop") for precision in ("float32", "tf32", "bf16")
     }
@@ -26,10 +29,7 @@ def test_the_measurement_of_tests_comes_to_its_end(tmp_path: Path) -> None:
     assert all(0.3 < row["first one, mean"] < 0.99 for row in beside.values())  # type: ignore[operator]
 
 
-def test_what_there_is_no_time_for_is_left_out(tmp_path: Path) -> None:
-    file = tmp_path / "tests.jsonl"
-    gpu_tests.run(Setting(torch.device("cpu"), True, tmp_path, None, time.monotonic(), Report(file)))
-    found = report.read(file)
-    modes = {row["mode"] for row in found.tables["Tests of D at three scales, with mirror images"]}
-    assert modes == {"dense"}
+def test_what_there_is_no_time_for_is_left_out(setting: Setting) -> None:
+    found = rehearsed(replace(setting, until=time.monotonic()))
+    assert {row["mode"] for row in found.tables[_WHOLE]} == {"dense"}
     assert len(found.notes) == 3

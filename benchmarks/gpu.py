@@ -46,15 +46,15 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.only_part:
         return _run_part(options)
-    chosen = [part for part in PARTS if part in (options.parts or PARTS)]
+    chosen = options.parts or list(PARTS)
     found: dict[str, Findings] = {}
     took: dict[str, float] = {}
     until = time.monotonic() + _ALL_SECONDS * (_REHEARSAL if options.rehearse else 1)
     with tempfile.TemporaryDirectory(prefix="verydeep-gpu-") as folder:
         for part in chosen:
             start = time.monotonic()
-            options.seconds = until - start - _reserved(chosen[len(found) + 1 :], options.rehearse)
-            found[part] = _guarded(part, options, Path(folder))
+            limit = until - start - _reserved(chosen[len(found) + 1 :], options.rehearse)
+            found[part] = _guarded(part, options, Path(folder), limit)
             took[part] = time.monotonic() - start
             print(report.text(f"{PARTS[part][0]} ({took[part]:.0f} s)", found[part]), end="\n\n", flush=True)
             if options.json is not None:  # after each part, since this process may be cut off, too
@@ -81,20 +81,20 @@ def _reserved(parts: list[str], rehearsal: bool) -> float:
     return sum(PARTS[part][1] for part in parts) * (_REHEARSAL if rehearsal else 1)
 
 
-def _guarded(part: str, options: argparse.Namespace, folder: Path) -> Findings:
-    """Runs the part in a process group of its own, which ends with it."""
+def _guarded(part: str, options: argparse.Namespace, folder: Path, limit: float) -> Findings:
+    """Runs the part in a process group of its own, which ends with it; for `limit` seconds at most."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--only-part", part, "--folder", str(folder)]
     command += ["--rehearse"] * options.rehearse
     command += ["--photos", str(options.photos.absolute())] if options.photos else []
-    command += ["--seconds", str(options.seconds)]
+    command += ["--seconds", str(limit)]
     process = subprocess.Popen(command, start_new_session=True)
     ended = None
     try:
-        status = process.wait(options.seconds + _GRACE_SECONDS)
+        status = process.wait(limit + _GRACE_SECONDS)
         if status:
             ended = f"status {status}" if status > 0 else f"signal {signal.Signals(-status).name}"
     except subprocess.TimeoutExpired:
-        ended = f"its time, {options.seconds:.0f} s"
+        ended = f"its time, {limit:.0f} s"
     finally:
         try:
             os.killpg(process.pid, signal.SIGKILL)
@@ -114,6 +114,8 @@ def _run_part(options: argparse.Namespace) -> int:
         return 1
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     until = time.monotonic() + options.seconds
+    if options.rehearse and device.type == "cpu":
+        torch.set_num_threads(1)  # small as it is, threads would wait for one another most of the time
     setting = Setting(device, options.rehearse, options.folder, options.photos, until, own)
     try:
         importlib.import_module(f"benchmarks.gpu_{part}").run(setting)

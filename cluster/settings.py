@@ -174,6 +174,17 @@ class StageSettings(Settings):
         "way. A worker then computes with one thread, unless cpus_per_worker is a number, since the threads change the "
         "rounding, too",
     )
+    exchange: Literal["auto", "ddp", "factors"] = Field(
+        "auto",
+        description="how workers exchange the gradients of fully-connected layers. ddp: they are summed, as those of "
+        "convolutions always; factors: the layer's inputs and its outputs' gradients are gathered, and every worker "
+        "multiplies them, which gives the same but for rounding; auto: for each layer what sends fewer bytes",
+    )
+    exchange_precision: Literal["float32", "bf16"] = Field(
+        "float32",
+        description="in which sums over workers are sent and added; factors have the precision that is computed in. "
+        "Exact training stays float32",
+    )
     virtual_shards: int = Field(
         8,
         ge=1,

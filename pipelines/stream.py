@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipelines import graphs
+from pipelines import graphs, transfer
 from pipelines.augment import Ints, Windows
 from pipelines.graphs import Encoded, Graph
 from pipelines.seat import Seat
@@ -264,5 +264,5 @@ def _batch(pixels: Tensor, images: Images, bad: Mapping[int, str]) -> Batch:
     n = len(images.rows)
     assert len(pixels) == n, (len(pixels), n)
     replaced = tuple(Replaced(int(images.rows[i]), images.names[i], why) for i, why in sorted(bad.items()))
-    labels = torch.from_numpy(images.labels).to(pixels.device)
+    labels = transfer.onto(torch.from_numpy(images.labels), pixels.device)
     return Batch(pixels, labels, torch.from_numpy(images.rows), n, replaced, tuple(images.names))

@@ -3,6 +3,8 @@
 import time
 from dataclasses import replace
 
+import torch
+
 from benchmarks import gpu_tests, report
 from benchmarks.report import Findings
 from benchmarks.setting import Setting
@@ -11,6 +13,7 @@ _WHOLE = "Tests of D at three scales, with mirror images"
 
 
 def rehearsed(setting: Setting) -> Findings:
+    torch.set_num_threads(1)
     gpu_tests.run(setting)
     return report.read(setting.folder / "report.jsonl")
 

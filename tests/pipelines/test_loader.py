@@ -123,6 +123,7 @@ def test_bad_images_are_found_where_whole_images_are_decoded(damaged: tuple[Data
     order, decoding = Order.of(data.manifest, 16, 4), Decoding(regions=False, depth=3, threads=2)
     loader = TrainingBatches(data, order, recipe(data), Seat(0, 1, CPU, 1), 0, order.steps_per_epoch, decoding)
     batches = kept(loader)
+    loader.close()
     assert {r.row: r.name for batch in batches for r in batch.replaced} == names
     for whole, windows in zip(batches, training(data), strict=False):
         assert torch.equal(whole.rows, windows.rows)

@@ -46,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.only_part:
         return _run_part(options)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that a part ends with it
     chosen = options.parts or list(PARTS)
     found: dict[str, Findings] = {}
     took: dict[str, float] = {}

@@ -12,7 +12,7 @@ CHECK  := $(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/
 # Programs that the shell line `#!/usr/bin/env -S python -m jobs` starts must be those of the environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test check docs manifests image check-image soak bench install constraints clean help
+.PHONY: demo test check docs manifests image check-image soak rehearse bench install constraints clean help
 
 help:
 	@echo "make demo   the main job on an embedded data set: a few minutes on 2 cores, no GPU needed"
@@ -22,6 +22,7 @@ help:
 	@echo "make image  the image of the pods, with docker, podman or buildah; BASE=debootstrap needs no registry (k8s/build-image)"
 	@echo "make check-image  that image as the manifests run it, through a whole chain: some minutes; docker or podman"
 	@echo "make soak   the input over many epochs, on generated pictures or PHOTOS=FOLDER, and failures: half an hour"
+	@echo "make rehearse  what is checked and measured on a GPU, small, on any machine: some minutes"
 	@echo "make bench  the input beside its peers, on DATA=DATASET: some minutes for each S"
 
 demo: $(READY)
@@ -55,6 +56,9 @@ soak: $(READY)
 	@PHOTOS="$(PHOTOS)" $(BIN)/python -m pytest -s tests/soak/soak_input.py tests/soak/soak_failures.py \
 	  tests/soak/soak_silent.py tests/soak/soak_stop.py tests/soak/soak_chain.py tests/soak/soak_head.py \
 	  tests/soak/soak_grow.py
+
+rehearse: $(READY)
+	@$(BIN)/python -m benchmarks.gpu --rehearse
 
 bench: $(READY)
 	@test -n "$(DATA)" || { echo "name a data set: make bench DATA=~/verydeep/data/mine/train" >&2; exit 2; }

@@ -65,11 +65,26 @@ def test_it_ends_with_0_only_if_all_was_checked_and_passed(
 ) -> None:
     good, bad = Check("error", 0, most=1), Check("error", 2, most=1)
     found = {"right": Findings([good]), "input": Findings([good, bad]), "step": Findings()}
-    monkeypatch.setattr(gpu, "_guarded", lambda part, options, folder: found[part])
+    monkeypatch.setattr(gpu, "_guarded", lambda part, options, folder, limit: found[part])
     assert gpu.main(["--parts", "right"]) == 0
     assert capsys.readouterr().out.endswith("all checks passed\n")
     assert gpu.main(["--parts", "right", "input", "step"]) == 1
     assert capsys.readouterr().out.endswith("wrong: input, step\n")
+
+
+def test_a_part_has_its_own_time_and_what_others_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, float] = {}
+
+    def guarded(part: str, options: object, folder: Path, limit: float) -> Findings:
+        given[part] = limit
+        return Findings()
+
+    monkeypatch.setattr(gpu, "_guarded", guarded)
+    assert sum(seconds for _, seconds in gpu.PARTS.values()) <= gpu._ALL_SECONDS
+    gpu.main(["--parts", "input", "chain"])
+    left = gpu._ALL_SECONDS - gpu.PARTS["chain"][1]
+    assert left - 1 < given["input"] <= left
+    assert left < given["chain"] <= gpu._ALL_SECONDS
 
 
 def test_a_part_that_hangs_is_killed_with_its_children_and_leaves_what_it_had(
@@ -86,9 +101,8 @@ def test_a_part_that_hangs_is_killed_with_its_children_and_leaves_what_it_had(
     shell.write_text(f"#!/bin/sh\n{program}\n")
     shell.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(shell))
-    monkeypatch.setattr(gpu, "PARTS", {"step": ("Steps", 1)})
     monkeypatch.setattr(gpu, "_GRACE_SECONDS", 0.0)
-    found = gpu._guarded("step", gpu._parser().parse_args([]), tmp_path)
+    found = gpu._guarded("step", gpu._parser().parse_args([]), tmp_path, limit=1.0)
     assert found.error == "its time, 1 s"
     assert [check.name for check in found.checks] == ["n"]
     assert not found.passed

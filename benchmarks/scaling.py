@@ -23,7 +23,7 @@ WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 NETS = ("A", "D", "E")
 BATCH = 256
 
-# NCCL's own model of what its collectives cost (src/graph/tuning.cc, protocol Simple; the same from 2.19 on).
+# NCCL's own model of what its collectives cost: src/graph/tuning.cc, protocol Simple, rings.
 _START = 8.4e-6
 _NETWORK_HOP, _PCI_HOP, _NVLINK_HOP = 14.0e-6, 5.7e-6, 3.4e-6
 
@@ -65,9 +65,9 @@ NETWORKS = {
 }
 SYSTEMS = {name: System(h100(), link, start_seconds=_START) for name, link in NETWORKS.items()}
 
-# Four Pascal GPUs, taken for P100, in each of 128 servers at 25 Gbit/s RoCE (Horovod's docs/benchmarks.rst); rings, as
-# NCCL had no trees before 2.4; buckets of 64 MiB (Horovod's tensor fusion, arXiv 1802.05799, section 7). 10 GB/s between
-# the GPUs of a server is an assumption, of PCIe 3.0's 15.75.
+# Four Pascal GPUs, taken for P100, in each of up to 128 servers at 25 Gbit/s RoCE (Horovod's docs/benchmarks.rst);
+# rings, as NCCL had no trees before 2.4; buckets of 64 MiB (Horovod's tensor fusion, arXiv 1802.05799, section 7).
+# 10 GB/s between the GPUs of a server is an assumption, of PCIe 3.0's 15.75.
 HOROVOD = System(
     p100(), ethernet(25), Link(10e9, _PCI_HOP), node=4, logarithmic=False, start_seconds=_START,
     bucket_bytes=(64 * 2**20, 64 * 2**20),
@@ -133,28 +133,28 @@ def settings(net: str, way: Mapping[str, str], batch: int) -> StageSettings:
 
 
 def points() -> list[Point]:
-    return [
-        _point(net, network, weak, way, workers)
-        for net in NETS
-        for network in SYSTEMS
-        for weak in (False, True)
-        for way in WAYS
-        for workers in WORKERS
-    ]
+    found = []
+    for net in NETS:
+        for network, system in SYSTEMS.items():
+            alone = BATCH / model.step(system, settings(net, {}, BATCH), 1).seconds
+            cases = [(weak, way, workers) for weak in (False, True) for way in WAYS for workers in WORKERS]
+            found += [_point(net, network, alone, *case) for case in cases]
+    return found
 
 
-def _point(net: str, network: str, weak: bool, way: str, workers: int) -> Point:
-    system, own = SYSTEMS[network], settings(net, WAYS[way], BATCH)
-    whole = settings(net, WAYS[way], BATCH * workers if weak else BATCH)
-    sent = wire.sent(whole, 1000, workers, system.gpu.bf16)
+def _point(net: str, network: str, alone: float, weak: bool, way: str, workers: int) -> Point:
+    """`alone`: the images a second of one worker."""
+    system, s = SYSTEMS[network], settings(net, WAYS[way], BATCH * workers if weak else BATCH)
+    together = s.batch / model.step(system, s, workers).seconds
+    sent = wire.sent(s, 1000, workers, system.gpu.bf16)
     return Point(
         net,
         network,
         "weak" if weak else "strong",
         way,
         workers,
-        model.efficiency(system, own, workers, weak),
-        whole.batch / model.step(system, whole, workers).seconds,
+        together / (alone * workers),
+        together,
         sum(each.bytes for each in sent),
         tuple(each.layer for each in sent if each.way == "factors"),
     )

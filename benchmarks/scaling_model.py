@@ -48,9 +48,10 @@ class Link:
 @dataclass(frozen=True)
 class System:
     """`node`: the GPUs of each node, which share its link to the others. A ring through all GPUs crosses each link
-    once, so that sharing costs no bandwidth. `local`: between GPUs of a node. `logarithmic`: collectives over nodes take
-    log2 N hops (NCCL's trees since 2.4, PAT since 2.23), not a ring's. `start_seconds`: of each collective. `overlaps`:
-    the exchange begins during the backward pass. `bucket_bytes`: of the first sum, and of the others."""
+    once, so that sharing costs no bandwidth. `local`: between GPUs of a node. `logarithmic`: collectives over nodes
+    take log2 N hops (NCCL's trees since 2.4, its PAT since 2.23), not a ring's. `start_seconds`: of each collective.
+    `overlaps`: the exchange begins during the backward pass. `bucket_bytes`: of the first sum, and of the others (1
+    and 25 MiB are DistributedDataParallel's own)."""
 
     gpu: Gpu
     network: Link

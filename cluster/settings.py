@@ -170,8 +170,9 @@ class StageSettings(Settings):
     reproducible: Literal["fast", "exact"] = Field(
         "fast",
         description="fast: another number of workers gives the same net but for rounding; exact: the same bits, on "
-        "devices of one kind: gradients of virtual shards, added in one fixed order. A worker then computes with one "
-        "thread, unless cpus_per_worker is a number, since the threads change the rounding, too",
+        "devices of one kind: gradients of virtual shards, added in one fixed order, of images decoded in one fixed "
+        "way. A worker then computes with one thread, unless cpus_per_worker is a number, since the threads change the "
+        "rounding, too",
     )
     exchange: Literal["auto", "ddp", "factors"] = Field(
         "auto",

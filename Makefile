@@ -12,7 +12,7 @@ CHECK  := $(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/
 # Programs that the shell line `#!/usr/bin/env -S python -m jobs` starts must be those of the environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test check docs manifests image check-image soak bench install constraints clean help
+.PHONY: demo test check docs manifests image check-image soak bench bench-network install constraints clean help
 
 help:
 	@echo "make demo   the main job on an embedded data set: a few minutes on 2 cores, no GPU needed"
@@ -23,6 +23,7 @@ help:
 	@echo "make check-image  that image as the manifests run it, through a whole chain: some minutes; docker or podman"
 	@echo "make soak   the input over many epochs, on generated pictures or PHOTOS=FOLDER, and failures: half an hour"
 	@echo "make bench  the input beside its peers, on DATA=DATASET: some minutes for each S"
+	@echo "make bench-network  the exchange of gradients over links of 1, 10 and 25 Gbit/s: some minutes, as root; WORKERS=\"2 4\""
 
 demo: $(READY)
 	@$(BIN)/verydeep run jobs/demo.yaml
@@ -60,6 +61,9 @@ bench: $(READY)
 	@test -n "$(DATA)" || { echo "name a data set: make bench DATA=~/verydeep/data/mine/train" >&2; exit 2; }
 	@for scale in "256 512" 384 256; do \
 	   echo "S $$scale"; $(BIN)/verydeep bench input "$(DATA)" --scale $$scale || exit 1; done
+
+bench-network: $(READY)
+	@$(BIN)/python -m benchmarks.network $(if $(WORKERS),--workers $(WORKERS)) $(addprefix --json ,$(JSON))
 
 install: $(READY)
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from pipelines.errors import BenchError, first_line
+from pipelines.errors import BenchError
 
 INTERFACE = "eth0"
 _BURST_BYTES = 1 << 20  # what may go at once: a packet has up to 64 KiB, and 25 Gbit/s are 3 MB in a millisecond
@@ -100,4 +100,5 @@ def _shape(namespace: str, interface: str, gbit: float) -> None:
 def _call(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise BenchError(f"{' '.join(command)}: {first_line(done.stderr) or f'status {done.returncode}'}")
+        reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[0]
+        raise BenchError(f"{' '.join(command)}: {reason}")

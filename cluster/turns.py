@@ -5,9 +5,10 @@ all steps are of the same weights, which lie in memory once.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,7 @@ from cluster.world import World
 from pipelines.order import Order
 from pipelines.stream import Batch
 
+T = TypeVar("T")
 Take = Callable[[], None]
 
 ALONE = "alone"  # the turn of each worker by itself, with as many images as it has of the batch
@@ -61,21 +63,31 @@ def run(task: Task, world: World, sent: Callable[[], int] = traffic.by_connectio
     init.randomise(net, s.init.random, s.init.std, s.seed)
     net = net.to(world.device)
     nets = {name: sharing(net) for name in (ALONE, *task.ways)}
-    takes = {name: _taking(nets[name], world, s.model_copy(update=way)) for name, way in task.ways.items()}
-    takes[ALONE] = _taking(nets[ALONE], *_by_itself(world, s))
+    takes = {name: taking(nets[name], world, s.model_copy(update=way)) for name, way in task.ways.items()}
+    takes[ALONE] = taking(nets[ALONE], *_by_itself(world, s))
     differences = _differences({name: nets[name] for name in task.ways}, takes, world)
-    turns: dict[str, list[Turn]] = {name: [] for name in nets}
-    for number in range(task.rounds + 1):  # the first one warms up
-        for name in list(nets)[:: -1 if number % 2 else 1]:
-            turn = timed(takes[name], world, sent)
-            nets[name].zero_grad(set_to_none=True)
-            turns[name] += [turn] * (number > 0)
-    return Answer(turns, differences)
+
+    def turn(name: str) -> Turn:
+        found = timed(takes[name], world, sent)
+        nets[name].zero_grad(set_to_none=True)
+        return found
+
+    return Answer(in_turns({name: partial(turn, name) for name in nets}, task.rounds), differences)
 
 
 def alone_and_together(net: VGG, world: World, s: StageSettings, watch: Stopwatch) -> tuple[Take, Take]:
     """Two calls that compute the gradients of a step: each worker by itself, and all with their exchange."""
-    return _taking(sharing(net), *_by_itself(world, s), watch), _taking(sharing(net), world, s, watch)
+    return taking(sharing(net), *_by_itself(world, s), watch), taking(sharing(net), world, s, watch)
+
+
+def in_turns(takes: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+    """What they return in so many rounds, after one that warms up; every other one goes backwards."""
+    found: dict[str, list[T]] = {name: [] for name in takes}
+    for number in range(rounds + 1):
+        for name in list(takes)[:: -1 if number % 2 else 1]:
+            turn = takes[name]()
+            found[name] += [turn] * (number > 0)
+    return found
 
 
 def timed(take: Take, world: World, sent: Callable[[], int]) -> Turn:
@@ -85,7 +97,7 @@ def timed(take: Take, world: World, sent: Callable[[], int]) -> Turn:
     if world.device.type == "cuda":
         torch.cuda.synchronize(world.device)
     seconds, count = time.perf_counter() - start, sent() - before
-    return Turn(_largest(seconds, world), float(world.add_up(_number(count, world))) / world.size)
+    return Turn(largest(seconds, world), mean(count, world))
 
 
 def sharing(net: VGG) -> VGG:
@@ -101,7 +113,8 @@ def _by_itself(world: World, s: StageSettings) -> tuple[World, StageSettings]:
     return World(0, 1, world.device, world.threads), s.model_copy(update=changes)
 
 
-def _taking(net: VGG, world: World, s: StageSettings, watch: Stopwatch | None = None) -> Take:
+def taking(net: VGG, world: World, s: StageSettings, watch: Stopwatch | None = None) -> Take:
+    """A call that computes the gradients of one step."""
     optimise.freeze(net, s)
     order = Order((s.batch,), s.batch, s.seed)
     step = Step(net, world, s, order, watch)
@@ -125,18 +138,24 @@ def _differences(nets: dict[str, VGG], takes: dict[str, Take], world: World) -> 
         own = {layer: gradient for layer, gradient in gradients.items() if gradient is not None}
         if first:
             off = max((float((own[k] - first[k]).norm() / first[k].norm()) for k in first), default=0.0)
-            found[name] = _largest(off, world)
+            found[name] = largest(off, world)
         else:
             first = {layer: gradient.clone() for layer, gradient in own.items()}
         net.zero_grad(set_to_none=True)
     return found
 
 
-def _largest(value: float, world: World) -> float:
+def largest(value: float, world: World) -> float:
+    """Of all workers' values; every worker has to call it."""
     number = _number(value, world)
     if world.size > 1:
         dist.all_reduce(number, dist.ReduceOp.MAX)
     return float(number)
+
+
+def mean(value: float, world: World) -> float:
+    """Of all workers' values; every worker has to call it."""
+    return float(world.add_up(_number(value, world))) / world.size
 
 
 def _number(value: float, world: World) -> Tensor:

@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 # Parts that wait for processes now and then, side by side; the first has a Ray that users would start, the second one
 # whose workers are forked, and all tests for which such a Ray is enough.
 JOBS   := tests/jobs/test_ray_job.py
-RAY    := tests/cluster $(addprefix tests/jobs/test_,crash.py evaluate.py estimate.py bench_step.py)
+RAY    := tests/cluster $(addprefix tests/jobs/test_,crash.py evaluate.py estimate.py bench_step.py bench_exchange.py)
 OTHERS := tests $(addprefix --ignore=,$(JOBS) $(RAY))
 CHECK  := $(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy
 # Programs that the shell line `#!/usr/bin/env -S python -m jobs` starts must be those of the environment.

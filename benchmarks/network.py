@@ -13,44 +13,52 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from benchmarks import exchanges, namespaces, report
 from benchmarks.exchanges import Answer, Exchange, Task
 from benchmarks.namespaces import INTERFACE, Links
-from benchmarks.network_figures import FULL, SMALL, Measured, Sizes, findings
+from benchmarks.network_figures import FULL, NOTES, SMALL, Measured, Sizes, findings
 from cluster import torchrun
 from cluster.turns import Turn
 from pipelines import figures
 from pipelines.errors import BenchError
 
 _PORT = 29500  # of worker 0, in its own namespace, where nobody else is
-_LIMIT_SECONDS = 600.0  # for the workers of one rate
+_LIMIT_SECONDS = 1800.0  # for the workers of one rate, which take two minutes on two cores of their own
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.json is not None and not options.json.absolute().parent.is_dir():
+        parser.error(f"--json {options.json}: there is no folder {options.json.absolute().parent}")
     if (reason := namespaces.refusal()) is not None:
         print(f"skipped: {reason}", file=sys.stderr)
         return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # by way of what removes namespaces
     sizes = SMALL if options.rehearse else FULL
+    measured: list[Measured] = []
+
+    def take(each: Measured) -> None:
+        measured.append(each)
+        title = f"{each.workers} workers, {each.gbit:g} Gbit/s"
+        print(report.text(title, findings([each], sizes)), end="\n\n", flush=True)
+        if options.json is not None:  # after each rate, since this process may be cut off
+            options.json.write_text(json.dumps(_record(measured, sizes), indent=1) + "\n")
+
     try:
-        measured = [each for n in options.workers for each in _measure(n, options.gbit, options.rounds, sizes)]
+        for workers in options.workers:
+            _measure(workers, options.gbit, options.rounds, sizes, take)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BenchError as error:
         print(error, file=sys.stderr)
         return error.exit_status
-    found = findings(measured, sizes)
-    print(report.text("Exchange of gradients over shaped links", found))
-    if options.json is not None:
-        content = {**figures.environment(), "rehearsal": options.rehearse, **asdict(found)}
-        content["measured"] = [asdict(each) for each in measured]
-        options.json.write_text(json.dumps(content, indent=1) + "\n")
-    return 0 if found.passed else 1
+    print("\n".join(NOTES))
+    return 0 if findings(measured, sizes).passed else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,14 +71,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _measure(workers: int, rates: Sequence[float], rounds: int, sizes: Sizes) -> list[Measured]:
-    found = []
+def _record(measured: list[Measured], sizes: Sizes) -> dict[str, Any]:
+    rest = {"rehearsal": sizes is SMALL, "notes": NOTES, "measured": [asdict(each) for each in measured]}
+    return {**figures.environment(), **asdict(findings(measured, sizes)), **rest}
+
+
+def _measure(workers: int, rates: Sequence[float], rounds: int, sizes: Sizes, take: Callable[[Measured], None]) -> None:
     with namespaces.links(workers) as made, tempfile.TemporaryDirectory(prefix="verydeep-network-") as folder:
         for gbit in rates:
             print(f"{workers} workers, {gbit:g} Gbit/s", file=sys.stderr, flush=True)
             made.shape(gbit)
-            found.append(Measured(workers, gbit, _answer(made, sizes, rounds, Path(folder))))
-    return found
+            take(Measured(workers, gbit, _answer(made, sizes, rounds, Path(folder))))
 
 
 def _answer(made: Links, sizes: Sizes, rounds: int, folder: Path) -> Answer:
@@ -127,4 +138,5 @@ def _wait(running: list[subprocess.Popen[bytes]], folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # by way of what removes namespaces
     sys.exit(main())

@@ -13,6 +13,16 @@ from cluster.turns import ALONE
 _DDP, _FACTORS = "ddp", "factors"
 
 
+NOTES = [
+    "exchange s: from the beginning of a backward pass, whose gradients are filled and not computed, until all is "
+    "summed or gathered, of the slowest worker; alone: that without any exchange",
+    "product s: of the gathered factors, on this machine's CPU; of N workers, one Nth is of own images, which ddp's "
+    "backward pass has to make as well, and is spared here",
+    "faster: ddp's time over this one's, medians within rounds; with products: of both times together",
+    "MB: sent by each worker, counted by its interface, and what `verydeep plan` reckons with",
+]
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Of the nets of `exchanges.Task`. `headers`: by how much what interfaces count may be more than what is sent."""
@@ -48,18 +58,7 @@ def findings(measured: list[Measured], sizes: Sizes) -> Findings:
         found.tables[title + _named("whole steps", narrow)] = _step_rows(each, narrow)
         found.tables[title + _named("passes of convolutions alone", alone)] = _bucket_rows(each)
         found.checks += _checks(each, sizes)
-    found.notes += _NOTES
     return found
-
-
-_NOTES = [
-    "exchange s: from the beginning of a backward pass, whose gradients are filled and not computed, until all is "
-    "summed or gathered, of the slowest worker; alone: that without any exchange",
-    "product s: of the gathered factors, on this machine's CPU; of N workers, one Nth is of own images, which ddp's "
-    "backward pass has to make as well, and is spared here",
-    "faster: ddp's time over this one's, medians within rounds; with products: of both times together",
-    "MB: sent by each worker, counted by its interface, and what `verydeep plan` reckons with",
-]
 
 
 def _named(part: str, s: StageSettings) -> str:

@@ -90,7 +90,7 @@ def train(net: nn.Module, stream: Iterator[Batch], task: Task, world: World) -> 
 
 def _exchange(net: VGG, task: Task, world: World) -> tuple[float, float]:
     """Median seconds of the backward passes of `cluster.train`'s step (without, with) the exchange, in turns."""
-    watch = Stopwatch(world.device, synchronise=True)
+    watch = Stopwatch(world.device)
     both = turns.alone_and_together(net, world, task.settings, watch)
     for take in both:  # first steps take longer
         take()

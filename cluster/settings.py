@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from cluster import layers
 from cluster.table import CONFIGURATIONS, STRIDE
-from cluster.views import TestMode
+from cluster.views import Precision, TestMode
 
 Net = Literal["A", "A-LRN", "B", "C", "D", "E"]
 assert set(Net.__args__) == set(CONFIGURATIONS)  # type: ignore[attr-defined]
@@ -170,8 +170,9 @@ class StageSettings(Settings):
     reproducible: Literal["fast", "exact"] = Field(
         "fast",
         description="fast: another number of workers gives the same net but for rounding; exact: the same bits, on "
-        "devices of one kind: gradients of virtual shards, added in one fixed order. A worker then computes with one "
-        "thread, unless cpus_per_worker is a number, since the threads change the rounding, too",
+        "devices of one kind: gradients of virtual shards, added in one fixed order, of images decoded in one fixed "
+        "way. A worker then computes with one thread, unless cpus_per_worker is a number, since the threads change the "
+        "rounding, too",
     )
     exchange: Literal["auto", "ddp", "factors"] = Field(
         "auto",
@@ -406,6 +407,11 @@ class EvaluationSettings(Settings):
         "and S + 32 (at other input sizes a seventh of these), or the range's ends and middle",
     )
     mirror: bool | None = Field(None, description="average with the mirror image; default: as in training (flip)")
+    precision: Precision = Field(
+        "float32",
+        description="of the net's products on GPUs: float32, or faster tf32 (factors of 10 binary digits) or bf16 (of "
+        "7, and so are layers' results); averages and soft-max stay float32",
+    )
     fuse: bool = Field(False, description="test the mean of the models' posteriors, instead of each model by itself")
 
     @model_validator(mode="after")

@@ -27,11 +27,15 @@ from cluster.settings import StageSettings
 from cluster.stopwatch import Stopwatch
 from cluster.vgg import VGG
 from cluster.world import World
+from pipelines import transfer
 from pipelines.errors import SettingsError, TrainingError
 from pipelines.order import Order
 from pipelines.stream import Batch
 
-_COMPILED_TOLERANCE = 0.1  # of a gradient's norm, beyond the rounding of bf16
+# Of a gradient's norm. Compiled operations round less often, and each rounding tips ReLUs and maxima, by which whole
+# terms of a gradient come and go: 0.3 to 0.5 in bf16 (nets A and E, one rounding behind a convolution's bias instead of
+# two), 0.02 in float32. What is wrong, such as a gradient of zeros, is 1 away or more.
+_COMPILED_TOLERANCE, _COMPILED_TOLERANCE_BF16 = 0.1, 0.7
 
 
 def loss(scores: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -97,7 +101,7 @@ class Step:
             self._factors.begin(self._order.shares(step, self._world.size))
         keys = None
         if self._settings.dropout:
-            keys = dropout.row_keys(self._settings.seed, step, batch.rows).to(self._world.device)
+            keys = transfer.onto(dropout.row_keys(self._settings.seed, step, batch.rows), self._world.device)
         through = self._through_tree if self._exact else self._through_ddp
         outputs = through(batch, keys, self._pieces(batch, step))
         if self._factors:
@@ -113,7 +117,7 @@ class Step:
         """Scores (n, classes) float32, without dropout or gradients."""
         self._net.eval()
         with torch.inference_mode(), self._autocast():
-            return self._net(images.contiguous(memory_format=torch.channels_last)).float().clone()  # type: ignore[no-any-return]
+            return self._net(self._laid_out(images)).float().clone()  # type: ignore[no-any-return]
 
     def _settle_buckets(self) -> None:
         """A first pass of nothing. After it DDP puts gradients into other buckets, in which those of three workers and
@@ -124,7 +128,7 @@ class Step:
             self._net.train()
             self._statistics.begin()
             with self._autocast():
-                scores = self._model(images.contiguous(memory_format=torch.channels_last))
+                scores = self._model(self._laid_out(images))
             scores.sum().backward()
             self._statistics.restore()
             self._clear()
@@ -182,7 +186,7 @@ class Step:
         step's pieces."""
         if self._graphs:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        images = batch.images[piece].contiguous(memory_format=torch.channels_last)
+        images = self._laid_out(batch.images[piece])
         with self._watch("forward"), self._autocast():
             scores = self._model(images, None if keys is None else keys[piece]).float()
             losses = loss(scores, batch.labels[piece], self._settings.label_smoothing)
@@ -191,6 +195,10 @@ class Step:
         with self._watch("backward"):
             exchange.mean_loss(losses, batch.total, averaged).backward()  # type: ignore[no-untyped-call]
         return scores.detach().clone(), losses.detach()
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        """As the net's convolutions take them, copied once instead of for the layout and for the precision each."""
+        return images.to(torch.bfloat16 if self._bf16 else torch.float32, memory_format=torch.channels_last)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._world.device.type, torch.bfloat16, enabled=self._bf16)
@@ -222,9 +230,10 @@ class Step:
         self._statistics.begin()
         expected = self._example_gradients()
         self._net.compile(mode="reduce-overhead" if self._on_cuda else "default")
+        tolerance = _COMPILED_TOLERANCE_BF16 if self._bf16 else _COMPILED_TOLERANCE
         for name, gradient in self._example_gradients().items():
             distance = torch.linalg.vector_norm(gradient - expected[name])
-            if not distance <= _COMPILED_TOLERANCE * torch.linalg.vector_norm(expected[name]):
+            if not distance <= tolerance * torch.linalg.vector_norm(expected[name]):
                 raise TrainingError(
                     f"torch.compile of PyTorch {torch.__version__} gets the gradient of {name} wrong on "
                     f"{self._world.device.type}: leave compile off"
@@ -252,7 +261,7 @@ class Step:
 
     def _trial(self, images: Tensor, keys: Tensor) -> Tensor:
         with self._autocast():
-            scores = self._net(images.contiguous(memory_format=torch.channels_last), keys).float()
+            scores = self._net(self._laid_out(images), keys).float()
         return loss(scores, torch.zeros_like(keys))
 
 

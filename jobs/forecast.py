@@ -241,7 +241,7 @@ def _test(checked: Checked, model: str, wanted: Sequence[View], missing: Sequenc
 def _views(test: EvaluationSettings, net: Net) -> list[View]:
     mirror = net.flip if test.mirror is None else test.mirror
     scales = scales_of(test.scales, net.scale, net.input_size)
-    return [view for mode in test.mode for view in views(mode, scales, mirror)]
+    return [view for mode in test.mode for view in views(mode, scales, mirror, test.precision)]
 
 
 def _net(checked: Checked, model: str) -> Net:

@@ -131,6 +131,30 @@ def test_factors_in_bf16_are_multiplied_in_float32() -> None:
     assert relative(model.fc2.bias.grad, gradient.double().sum(0)) < 1e-6
 
 
+def test_a_compiled_net_hands_in_the_same_factors() -> None:
+    """Traced, without the compilers that come after it; in two pieces, twice."""
+    s = settings(dropout=0.5)
+    keys = torch.arange(22)
+    gradients = []
+    for compiled in (False, True):
+        model = net(s).train()
+        factors = Factors(model, FC, World.single(), compiled)
+        if compiled:
+            model.compile(backend="eager")
+        for _ in range(2):
+            model.zero_grad()
+            factors.begin([22])
+            for piece in (slice(0, 11), slice(11, 22)):
+                scores = model(IMAGES[piece], keys[piece])
+                if piece.stop == 22:
+                    factors.last()
+                F.cross_entropy(scores, LABELS[piece], reduction="sum").backward()
+            factors.settle(22)
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name, expected in gradients[0].items():
+        assert relative(gradients[1][name], expected) < 1e-5, name
+
+
 def test_names_of_parameters_and_scores_stay_as_they_were() -> None:
     s = settings(dropout=0.0)
     plain, model = net(s), net(s)

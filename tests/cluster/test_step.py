@@ -330,8 +330,9 @@ class Miscompiled(VGG):
         self.features = lambda images: features(images) * 0 + features(images).detach()
 
 
-def test_a_compiled_net_with_other_gradients_is_refused() -> None:
-    s = settings(compile=True)
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_compiled_net_with_other_gradients_is_refused(precision: str) -> None:
+    s = settings(compile=True, precision=precision)
     with pytest.raises(TrainingError, match=r"gets the gradient of conv1_1\.weight wrong on cpu: leave compile off$"):
         Step(Miscompiled("A", 4, 32, 0.05), World.single(), s, ORDER)
 

@@ -30,7 +30,7 @@ PATIENCE_SECONDS = 300
 
 JOB = """
 name: {name}
-data: digits
+data: {data}
 storage: {storage}
 cluster: {{workers: 2, cpus_per_worker: 1}}
 checkpoints: {{every_minutes: 0.01}}
@@ -69,8 +69,9 @@ class Kill:
         return cls(rng.choice(("worker", "workers", "driver")), rng.random() < 0.8, rng.uniform(0, 4))
 
 
-def job(storage: Path, name: str, epochs: int) -> str:
-    return JOB.format(name=name, storage=storage, epochs=epochs)
+def job(storage: Path, name: str, epochs: int, data: str = "digits") -> str:
+    """`data`: as it stands in the file."""
+    return JOB.format(name=name, storage=storage, epochs=epochs, data=data)
 
 
 class CrashedJob:

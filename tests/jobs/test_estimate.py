@@ -1,8 +1,6 @@
 """What is estimated of a stage and of a test, beside what real ones do and leave behind."""
 
 import math
-import socket
-import struct
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from cluster import checkpoint
+from cluster import checkpoint, traffic
 from cluster.attempt import Stage
 from cluster.evaluate import Evaluation, Viewer
 from cluster.settings import CheckpointSettings, StageSettings
@@ -193,18 +191,6 @@ def test_operations_of_a_test_are_those_that_torch_counts(trained: Trained) -> N
     assert work.looked_at == 3 * trained.validation.rows
 
 
-def sent() -> int:
-    """Bytes that this process has sent over its TCP connections, as the kernel counts them."""
-    total = 0
-    for path in Path("/proc/self/fd").iterdir():
-        if path.exists() and path.is_socket():
-            with socket.socket(fileno=socket.dup(int(path.name))) as found:
-                if found.family in (socket.AF_INET, socket.AF_INET6) and found.type == socket.SOCK_STREAM:
-                    info = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-                    total += struct.unpack_from("Q", info, 200)[0]  # tcpi_bytes_sent: linux/tcp.h
-    return total
-
-
 STEPS = 3
 KINDS: tuple[dict[str, object], ...] = (
     {},
@@ -227,11 +213,11 @@ def sent_in_steps(world: World) -> list[int]:
         for name, parameter in net.named_parameters():
             parameter.requires_grad_(not s.freeze or not name.startswith(("fc1", "conv5")))
         step = Step(net, world, s, Order((80,), 8, 0))
-        before = sent()
+        before = traffic.by_connections()
         for i in range(STEPS):
             rows = torch.arange(2)
             step.gradients(Batch(torch.zeros(2, 3, 32, 32), rows, rows, 8), i)
-        found.append(sent() - before)
+        found.append(traffic.by_connections() - before)
     return found
 
 

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cluster.world import World
 from pipelines.errors import TrainingError
 
-# PyTorch's own sizes: at 1 Gbit/s none of 1, 5, 25 and 100 MiB was faster beyond what rounds differ (benchmarks/README.md).
+# PyTorch's own: at 1 Gbit/s none of 1, 5, 25 and 100 MiB was faster beyond what rounds differ (benchmarks/README.md).
 BUCKET_MEGABYTES: int | None = None
 _SPREAD = -7046029254386353131  # 2**64 over the golden ratio, as an int64: Fibonacci hashing
 

@@ -59,7 +59,7 @@ ERRORS = [
         "epochs: 1",
         "epochs: 1, reproducible: exact, exchange_precision: bf16",
         [
-            "job.yaml:4:83: train.exchange_precision: sums of exact training are float32's; it does not go with reproducible: exact"
+            "job.yaml:4:89: train.exchange_precision: sums of exact training are float32's; it does not go with reproducible: exact"
         ],
     ),
     (

@@ -103,6 +103,8 @@ def _run_part(options: argparse.Namespace) -> int:
         return 1
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     until = time.monotonic() + PARTS[part][1] * (10 if options.rehearse else 1)
+    if options.rehearse and device.type == "cpu":
+        torch.set_num_threads(1)  # small as it is, threads would wait for one another most of the time
     setting = Setting(device, options.rehearse, options.folder, options.photos, until, own)
     try:
         importlib.import_module(f"benchmarks.gpu_{part}").run(setting)

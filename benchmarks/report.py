@@ -90,7 +90,7 @@ def read(file: Path) -> Findings:
         elif kind == "note":
             found.notes.append(content["text"])
         else:
-            found.error = content["text"]
+            found.error = "; ".join(filter(None, (found.error, content["text"])))
     return found
 
 

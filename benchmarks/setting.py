@@ -1,9 +1,11 @@
 """What a part of the GPU benchmark works with."""
 
+import gc
 import os
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -12,6 +14,16 @@ import torch
 
 from benchmarks.report import Report
 from cluster.world import World
+from pipelines.errors import first_line
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Of a part. `seconds`: what it takes on an H200, at most: with less it is not begun."""
+
+    name: str
+    seconds: float
+    call: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -52,15 +64,45 @@ class Setting:
     def say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
+    def each(self, pieces: Iterable[Piece]) -> None:
+        """Pieces that have nothing to do with one another, those first that are worth most. One that would take longer
+        than there is time is left out with a note; one that fails costs the others nothing."""
+        for piece in pieces:
+            if self.left() < piece.seconds and not self.small:
+                self.report.note(f"{piece.name}: left out, {self.left():.0f} s were left")
+                continue
+            self.say(f"{piece.name} ({self.left():.0f} s left)")
+            try:
+                piece.call()
+            except Exception as error:  # as at the edge of a process: its findings are to tell of it
+                traceback.print_exc()
+                self.report.error(f"{piece.name}: {type(error).__name__}: {first_line(error)}")
+            self._give_back()
 
-def seconds(call: Callable[[], object], device: torch.device, repeats: int, warm_up: int = 2) -> float:
-    """The median time of a call, after some that do not count; the device is waited for."""
-    times = []
-    for number in range(warm_up + repeats):
-        start = time.perf_counter()
+    def _give_back(self) -> None:
+        """What a piece has left of the device's memory, for the next one."""
+        gc.collect()
+        if self.cuda:
+            torch.cuda.empty_cache()
+
+
+def seconds(
+    call: Callable[[], object], device: torch.device, repeats: int, warm_up: int = 2, in_a_row: int = 1
+) -> float:
+    """The median time of a call, after some that do not count; the device is waited for after so many `in_a_row`."""
+    for _ in range(warm_up):
         call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        if number >= warm_up:
-            times.append(time.perf_counter() - start)
+    wait(device)
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for _ in range(in_a_row):
+            call()
+        wait(device)
+        times.append((time.perf_counter() - start) / in_a_row)
     return median(times)
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

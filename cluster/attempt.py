@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from cluster import checkpoint, init, nets, optimise, schedule
+from cluster import checkpoint, exchange, init, nets, optimise, schedule
 from cluster.agree import Agreement, Control, Wish
 from cluster.average import Average
 from cluster.checkpoint import Card, Checkpoint, Epoch, Progress
@@ -108,6 +108,8 @@ class Attempt:
             return
         if not math.isfinite(since.loss):
             raise TrainingError(self._not_finite(since))
+        if (names := exchange.differing(self.net, self.world)) is not None:
+            raise TrainingError(self._come_apart(names))
         progress, waiting = self.progress, reading.parts["input"]
         progress.totals += since
         progress.seconds += reading.seconds
@@ -183,6 +185,11 @@ class Attempt:
         every = 60 * self.stage.checkpoints.every_minutes
         due = self.world.rank == 0 and time.monotonic() - self._saved_at >= every
         return Wish.SAVE if due else Wish.NONE
+
+    def _come_apart(self, names: str) -> str:
+        place = f"in epoch {len(self.progress.epochs) + 1} before step {self.progress.step + 1}"
+        alike = "their devices or numbers of threads may not be alike: exchange: ddp does without that"
+        return f"the workers' weights differ ({names}) {place}; {alike}. Checkpoints of before are kept"
 
     def _not_finite(self, since: Totals) -> str:
         before = self.progress.totals

@@ -1,34 +1,57 @@
 """Gradients between workers: DistributedDataParallel with shares of any size, or sums in one fixed order.
 
+Those of fully-connected layers may go another way: see `factors`.
+
 Floating-point sums depend on their order. `Pairwise` and `add_up_in_order` add the virtual shards' gradients as one
 binary tree, of which each worker has a part: the bits are the same on any number of workers that is a power of two.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.distributed as dist
+import xxhash
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cluster.world import World
 from pipelines.errors import TrainingError
 
+_SPREAD = -7046029254386353131  # 2**64 over the golden ratio, as an int64: Fibonacci hashing
 
-def parallel(net: nn.Module, world: World) -> nn.Module:
+
+def parallel(net: nn.Module, world: World, apart: Collection[str] = (), bf16: bool = False) -> nn.Module:
     """`net`, whose gradients are averaged over the workers during the backward pass.
 
-    All workers have to have the same weights, see `check_same`; nothing is sent here.
+    All workers have to have the same weights, see `check_same`; nothing is sent here. `apart`: the layers whose
+    gradients are left alone, since `factors` sees to them. `bf16`: gradients are rounded to it, sent and added so.
     """
-    if world.size == 1:
+    names = [name for name, _ in net.named_parameters()]
+    left = [name for name in names if name.rpartition(".")[0] in apart]
+    if world.size == 1 or not any(p.requires_grad for name, p in net.named_parameters() if name not in left):
         return net
-    return DistributedDataParallel(
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(net, left)  # type: ignore[no-untyped-call]
+    model = DistributedDataParallel(
         net,
         device_ids=[world.device] if world.device.type == "cuda" else None,
         broadcast_buffers=False,  # Statistics sees to them
         gradient_as_bucket_view=True,
         init_sync=False,
     )
+    if bf16:
+        model.register_comm_hook(world, _averaged_in_bf16)
+    return model
+
+
+def _averaged_in_bf16(
+    world: World,
+    bucket: dist.GradBucket,  # type: ignore[name-defined]
+) -> torch.futures.Future[Tensor]:
+    """As torch's bf16_compress_hook, which refuses gloo."""
+    whole = bucket.buffer()
+    rounded = (whole / world.size).to(torch.bfloat16)
+    work = dist.all_reduce(rounded, async_op=True)
+    return work.get_future().then(lambda _: whole.copy_(rounded))  # type: ignore[no-any-return]
 
 
 def mean_loss(losses: Tensor, total: int, world: World) -> Tensor:
@@ -39,24 +62,47 @@ def mean_loss(losses: Tensor, total: int, world: World) -> Tensor:
     return losses.sum() * (world.size / total)
 
 
-def check_same(net: nn.Module, world: World) -> None:
-    """Raises TrainingError, on all workers, unless all have the same weights to the last bit."""
+def differing(net: nn.Module, world: World) -> str | None:
+    """Which weights are not the same to the last bit on all workers, if there are such; every worker has to call it."""
     if world.size == 1:
-        return
-    sums = [_bits(tensor).sum(dtype=torch.int64) for tensor in net.state_dict().values()]
-    mine = torch.stack(sums).to(world.device)
+        return None
+    state = net.state_dict()
+    mine = torch.stack([_hashed(tensor) for tensor in state.values()]).to(world.device)
     least, most = mine.clone(), mine
     dist.all_reduce(least, dist.ReduceOp.MIN)
     dist.all_reduce(most, dist.ReduceOp.MAX)
-    if not torch.equal(least, most):
-        names = [name for name, a, b in zip(net.state_dict(), least.tolist(), most.tolist(), strict=True) if a != b]
-        raise TrainingError(
-            f"the workers begin with different weights ({names[0]} and others): do all nodes see the same storage?"
-        )
+    if torch.equal(least, most):
+        return None
+    names = [name for name, a, b in zip(state, least.tolist(), most.tolist(), strict=True) if a != b]
+    return names[0] + " and others" * (len(names) > 1)
 
 
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.detach().view(torch.int32) if tensor.dtype == torch.float32 else tensor.detach()
+def check_same(net: nn.Module, world: World) -> None:
+    """Raises TrainingError, on all workers, unless all begin with the same weights."""
+    if (names := differing(net, world)) is not None:
+        raise TrainingError(f"the workers begin with different weights ({names}): do all nodes see the same storage?")
+
+
+def _hashed(tensor: Tensor) -> Tensor:
+    """() int64, of the tensor's bits and their places."""
+    plain = tensor.detach().contiguous()
+    if plain.is_cuda:
+        return _hashed_on_device(plain)
+    return torch.tensor(xxhash.xxh3_64_intdigest(plain.view(-1).view(torch.uint8).numpy().data) - 2**63)
+
+
+def _hashed_on_device(tensor: Tensor) -> Tensor:
+    """Sums of the bits by rows and by columns, each sum times a factor of its own. A single sum would not do: what one
+    weight gains by a rounding another one loses. It takes no memory to speak of, and reads the tensor twice."""
+    bits = tensor.view(torch.int32) if tensor.dtype == torch.float32 else tensor
+    matrix = bits.reshape(len(bits) if bits.dim() else 1, -1)
+    sums = [matrix.sum(side, dtype=torch.int64) for side in (0, 1)]
+    return torch.stack([(each * _odd(len(each), each.device)).sum() for each in sums]).sum()
+
+
+def _odd(n: int, device: torch.device) -> Tensor:
+    """(n,) int64: factors that differ, and spread over all bits."""
+    return (torch.arange(n, device=device) * _SPREAD) | 1
 
 
 def least(value: int, world: World) -> int:

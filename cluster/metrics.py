@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cluster.world import World
+from pipelines import transfer
 
 _HELD_BATCHES = 16  # whose scores are kept, in bytes 64 times images of a share times classes
 
@@ -79,15 +80,18 @@ class Meter:
     def read(self) -> Totals:
         """The totals of all workers since the last read; every worker has to call it."""
         self._look()
-        sums = torch.cat([self._sums, self._sums.new_tensor([self._unreadable])])
+        sums = torch.cat([self._sums, self._placed([self._unreadable])])
         self._sums, self._unreadable = torch.zeros_like(self._sums), 0
         images, loss_sum, norm_sum, top1, top5, unreadable = self.world.add_up(sums).tolist()
         return Totals(int(images), loss_sum, int(top1), int(top5), int(unreadable), norm_sum)
 
+    def _placed(self, counts: list[int]) -> Tensor:
+        return transfer.onto(torch.tensor(counts, dtype=self._sums.dtype), self.world.device)
+
     def _look(self) -> None:
         if not self._held:
             return
-        counts = self._sums.new_tensor([len(labels) for _, labels, _ in self._held])
+        counts = self._placed([len(labels) for _, labels, _ in self._held])
         scores, labels, losses = map(torch.cat, zip(*self._held, strict=True))
         norms = torch.stack(self._norms).double()
         self._held, self._norms = [], []

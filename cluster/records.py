@@ -9,6 +9,7 @@ tested      images that a test has looked at, in one of its views
 timed       a piece of a test in one of its views: seconds in all, and in the net
 unreadable  an image that could not be decoded
 reading     rows read over rows used, by one worker
+decoding    how worker 0 decodes images, and how fast that was when it was tried out
 system      what a node is busy with: its name, and values by the names that they have in MLflow
 warning     something that a person should know
 workers     so many are at work, in which attempt

@@ -170,8 +170,20 @@ class StageSettings(Settings):
     reproducible: Literal["fast", "exact"] = Field(
         "fast",
         description="fast: another number of workers gives the same net but for rounding; exact: the same bits, on "
-        "devices of one kind: gradients of virtual shards, added in one fixed order. A worker then computes with one "
-        "thread, unless cpus_per_worker is a number, since the threads change the rounding, too",
+        "devices of one kind: gradients of virtual shards, added in one fixed order, of images decoded in one fixed "
+        "way. A worker then computes with one thread, unless cpus_per_worker is a number, since the threads change the "
+        "rounding, too",
+    )
+    exchange: Literal["auto", "ddp", "factors"] = Field(
+        "auto",
+        description="how workers exchange the gradients of fully-connected layers. ddp: they are summed, as those of "
+        "convolutions always; factors: the layer's inputs and its outputs' gradients are gathered, and every worker "
+        "multiplies them, which gives the same but for rounding; auto: for each layer what sends fewer bytes",
+    )
+    exchange_precision: Literal["float32", "bf16"] = Field(
+        "float32",
+        description="in which sums over workers are sent and added; factors have the precision that is computed in. "
+        "Exact training stays float32",
     )
     virtual_shards: int = Field(
         8,

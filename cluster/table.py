@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Conv:
-    """One convolution, of stride 1 and a padding that keeps the map's size."""
+    """One convolution, of stride 1 and a padding that keeps the map's size. `last`: of its block, a pool follows."""
 
     block: int
     index: int
     kernel: int = 3
+    last: bool = False
 
     @property
     def name(self) -> str:
@@ -43,7 +44,7 @@ STRIDE = 32  # of the whole net: five pools of stride 2
 def convolutions(net: str) -> Iterator[Conv]:
     for block, kernels in enumerate(CONFIGURATIONS[net], 1):
         for index, kernel in enumerate(kernels, 1):
-            yield Conv(block, index, kernel)
+            yield Conv(block, index, kernel, last=index == len(kernels))
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class Layer:
     block: int
     weights: int
     channels: int
+
+    @property
+    def inputs(self) -> int:
+        """Numbers that one of its outputs is a sum over."""
+        return self.weights // self.channels
 
 
 def layers(net: str, classes: int = 1000, input_size: int = 224, width: float = 1.0) -> Iterator[Layer]:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict
 from enum import Enum
@@ -16,7 +16,9 @@ from cluster.records import Log
 from cluster.settings import StageSettings
 from cluster.step import loss
 from cluster.world import World
+from pipelines import tune
 from pipelines.augment import Recipe
+from pipelines.decoding import Decoding
 from pipelines.errors import TrainingError
 from pipelines.loader import TrainingBatches, ValidationBatches
 from pipelines.order import Order
@@ -45,9 +47,15 @@ def train(stage: Stage, world: World, log: Log, control: Control | None = None) 
             Attempt(stage, card(s, training.manifest), order, world, control or Undisturbed(), log)
         )
         done = len(attempt.progress.epochs) * order.steps_per_epoch + attempt.progress.step
-        batches = TrainingBatches(training, order, recipe, world.seat, done, s.epochs * order.steps_per_epoch)
+
+        def batches_by(decoding: Decoding) -> TrainingBatches:
+            last = s.epochs * order.steps_per_epoch
+            return TrainingBatches(training, order, recipe, world.seat, done, last, decoding)
+
+        decoding = _decoding(attempt, batches_by)
+        batches = batches_by(decoding)
         stack.enter_context(closing(batches))
-        checks = ValidationBatches(validation, middle, world.seat)
+        checks = ValidationBatches(validation, middle, world.seat, decoding)
         stack.enter_context(closing(checks))
         stream = iter(batches)
         try:
@@ -60,6 +68,18 @@ def train(stage: Stage, world: World, log: Log, control: Control | None = None) 
         except Stopped:
             return Outcome.STOPPED
     return Outcome.FINISHED
+
+
+def _decoding(attempt: Attempt, batches_by: Callable[[Decoding], TrainingBatches]) -> Decoding:
+    """For all of the attempt: on a GPU the way that is the fastest on this worker. Where results have to be the same
+    bits it is one and the same for all, without JPEG engines: these round otherwise, and which images of a batch they
+    take depends on the batch, and so on the number of workers."""
+    if attempt.world.device.type != "cuda" or attempt.stage.settings.reproducible == "exact":
+        return Decoding()
+    with closing(batches_by(Decoding())) as batches:
+        choice = tune.choose(batches)
+    attempt.tell("decoding", text=str(choice))
+    return choice.decoding
 
 
 def _epoch(attempt: Attempt, stream: Iterator[Batch]) -> None:

@@ -50,18 +50,23 @@ class VGG(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def features(self, images: Tensor) -> Tensor:
-        """(N, C, H // 32, W // 32)."""
+        """(N, C, H // 32, W // 32).
+
+        Pools come before the ReLU, which then has a quarter to do: maxima, gradients and their bits are the same.
+        """
         x = images
         for conv in convolutions(self.net):
-            if conv.index == 1 and conv.block > 1:
-                x = F.max_pool2d(x, 2)
             x = self.get_submodule(conv.name)(x)
             if self.batch_norm:
                 x = self.get_submodule(conv.norm)(x)
-            x = F.relu(x, inplace=True)
-            if conv.name == "conv1_1":
-                x = self.lrn(x)
-        return F.max_pool2d(x, 2)
+            local = conv.name == "conv1_1" and self.net == "A-LRN"
+            if local:
+                x = self.lrn(F.relu(x, inplace=True))
+            if conv.last:
+                x = F.max_pool2d(x, 2)
+            if not local:
+                x = F.relu(x, inplace=True)
+        return x
 
     def forward(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
         """`keys` (n,) int64: the images' keys, from which dropout follows; without them it is random."""

@@ -73,7 +73,7 @@ class _Snapshot:
             name, tensor = self.tensors.popitem()
             if not _finite(tensor):
                 raise _NotFinite(name)
-            fetched[name] = tensor.cpu().contiguous()
+            fetched[name] = tensor.contiguous().cpu()  # a GPU rearranges faster
         return fetched
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-from cluster import table
+from cluster import table, wire
 from cluster.flops import dense_flops, forward_flops, training_flops
 from cluster.settings import CheckpointSettings, StageSettings
 from cluster.views import View
@@ -93,17 +93,11 @@ def _image_flops(shape: Shape, view: View, sizes: Sizes) -> float:
 
 
 def sent_bytes(s: StageSettings, classes: int, workers: int) -> int:
-    """What each of the workers sends to others in a step.
-
-    An all-reduce sends 2 (N - 1) / N of the gradients (Patarasuk and Yuan 2009), a tree of pairs all of them
-    log2 N times.
-    """
+    """What each of the workers sends to others in a step; statistics of batch norm are added along a tree of pairs."""
+    gradients = wire.sent(s, classes, workers, bf16=s.precision == "bf16")
     trained = [layer for layer in table.layers(*Shape.of(s, classes)) if layer.name not in s.frozen]
-    gradients = _FLOAT_BYTES * sum(_parameters(layer, s.batch_norm) for layer in trained)
-    rounds = math.log2(workers)
     statistics = _FLOAT_BYTES * sum(2 * layer.channels for layer in trained if layer.block) if s.batch_norm else 0
-    share = rounds if s.reproducible == "exact" else 2 * (workers - 1) / workers
-    return round(share * gradients + rounds * statistics)
+    return round(sum(each.bytes for each in gradients) + math.log2(workers) * statistics)
 
 
 def parameters(s: StageSettings, classes: int) -> int:

@@ -9,7 +9,10 @@ from typing import Any
 RECIPE_VERSION = 4
 
 # Settings that change no result: what ends a run, how the same sums are computed, and when.
-_WITHOUT_EFFECT = ("max_unreadable", "micro_batch", "compile", "after")
+_WITHOUT_EFFECT = ("max_unreadable", "micro_batch", "compile", "exchange", "after")
+
+# Settings that came later, and their values with which a stage is what it was before.
+_SINCE: dict[str, Any] = {"exchange_precision": "float32"}
 
 
 def content(settings: dict[str, Any], training: str, validation: str, start: str | None) -> dict[str, Any]:
@@ -20,9 +23,12 @@ def content(settings: dict[str, Any], training: str, validation: str, start: str
     """
     # Which stage it starts from is told by that stage's key; its name changes nothing.
     init = {k: v for k, v in settings["init"].items() if k != "from"}
+    left_out = {*_WITHOUT_EFFECT, *(k for k, v in _SINCE.items() if settings[k] == v)}
+    if settings["reproducible"] == "exact":  # to the last bit
+        left_out.remove("exchange")
     return {
         "recipe": RECIPE_VERSION,
-        "settings": {k: v for k, v in settings.items() if k not in _WITHOUT_EFFECT} | {"init": init},
+        "settings": {k: v for k, v in settings.items() if k not in left_out} | {"init": init},
         "training": training,
         "validation": validation,
         "start": start,

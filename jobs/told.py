@@ -28,6 +28,8 @@ def record(name: str, content: Mapping[str, Any]) -> str | None:
             return f"{prefix}{picture}; a plain picture stands in for it"
         case "warning":
             return f"{prefix}warning: {content['text']}"
+        case "decoding":
+            return f"{prefix}decoding: {content['text']}"
         case "failed":
             return f"{prefix}{content['error']}"
         case "workers" if content.get("attempt", 1) > 1:

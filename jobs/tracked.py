@@ -78,6 +78,8 @@ def listen(tracker: Tracker, run: str, record: Mapping[str, Any], settings: Stag
     elif kind == "reading":
         name = f"rows_read_per_row_used.worker_{record['rank']}"
         tracker.metrics(run, {name: record["read_per_used"]}, record["epoch"], record["time"])
+    elif kind == "decoding":
+        tracker.tags(run, {"decoding": record["text"]})
     elif kind == "system":
         tracker.system(run, record["node"], record["values"], record["time"])
 

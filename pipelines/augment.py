@@ -93,6 +93,11 @@ class Windows:
     def __getitem__(self, which: slice | list[int]) -> "Windows":
         return Windows(self.starts[which], self.extents[which], self.crop_starts[which], self.crop_ends[which])
 
+    def whole(self, widths: Ints, heights: Ints) -> "Windows":
+        """The same crops in all of their images, of these sizes."""
+        sides = np.stack([heights, widths], axis=1)
+        return Windows(np.zeros_like(self.starts), sides, self.starts + self.crop_starts, self.starts + self.crop_ends)
+
 
 def source_windows(sizes: Ints, corners: Ints, crop: Ints | int, widths: Ints, heights: Ints) -> Windows:
     """Crops' places in the source images, and around them the pixels that the resampling filter reaches to.

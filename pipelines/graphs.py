@@ -19,9 +19,11 @@ from torch import Tensor
 
 from pipelines import resample
 from pipelines.augment import Draws, Ints, Windows
+from pipelines.decoding import Decoding
 from pipelines.errors import first_line
 
 _LARGEST_SIDE = 1 << 24  # pixels; beyond what any format has
+_SAFE = Decoding()
 
 Graph: TypeAlias = Pipeline
 R = TypeVar("R")
@@ -61,13 +63,21 @@ def _places(encoded: Encoded, windows: Windows) -> tuple[Encoded, Places, Places
 
 
 def crops(
-    source: Callable[[], Feed], crop: int, pixel_std: float, batch: int, threads: int, device_id: int | None
+    source: Callable[[], Feed],
+    crop: int,
+    pixel_std: float,
+    batch: int,
+    threads: int,
+    device_id: int | None,
+    decoding: Decoding = _SAFE,
 ) -> Graph:
     """Output: (n, 3, crop, crop) float32, RGB, n <= batch. `device_id`: the GPU, or None for the CPU.
 
-    The arrays that `source` returns are not copied: they have to live until their batch is out.
+    Where `decoding` is of whole images, so have the windows to be: see `Windows.whole`. The arrays that `source`
+    returns are not copied: they have to live until their batch is out.
     """
-    return _crops(source, crop, pixel_std, device_id is not None, **_options(batch, threads, device_id))
+    options = _options(batch, threads, device_id, decoding)
+    return _crops(source, crop, pixel_std, device_id is not None, decoding, **options)
 
 
 def wholes(
@@ -77,16 +87,20 @@ def wholes(
     batch: int,
     threads: int,
     device_id: int | None,
+    decoding: Decoding = _SAFE,
 ) -> Graph:
     """Output: (n, 3, H, W) float32, RGB, the middle of the rescaled image; one size for all images of a batch.
 
-    The arrays that `source` returns are not copied: they have to live until their batch is out.
+    For the windows, and the arrays that `source` returns, see `crops`.
     """
-    return _wholes(source, list(mean), pixel_std, device_id is not None, **_options(batch, threads, device_id))
+    options = _options(batch, threads, device_id, decoding)
+    return _wholes(source, list(mean), pixel_std, device_id is not None, decoding, **options)
 
 
 def run(graph: Graph, device: torch.device) -> Tensor:
-    """The next batch. On the CPU it lies in memory of the graph's, which the call after this one uses again.
+    """The next batch. On the CPU it lies in memory of the graph's, which the call after this one uses again. On a GPU
+    it is for the current stream, and has to be held until that has read it: DALI gives memory that nobody holds to the
+    next batches, which it makes on a stream of its own.
 
     Raises StopIteration at the end, and RuntimeError: see `is_refusal`.
     """
@@ -145,7 +159,7 @@ def _run_decoder(
     use: Callable[[Any], R],
 ) -> R:
     """What `use` makes of the decoded windows of one batch. Raises Refused."""
-    options = {**_options(len(encoded), threads, device_id), "prefetch_queue_depth": 1}
+    options = {**_options(len(encoded), threads, device_id, _SAFE), "prefetch_queue_depth": 1}
     graph = _decoder(lambda: (encoded, starts, extents), device_id is not None, **options)
     try:
         (output,) = graph.run()
@@ -159,12 +173,12 @@ def _run_decoder(
         stop(graph)
 
 
-def _options(batch: int, threads: int, device_id: int | None) -> dict[str, Any]:
+def _options(batch: int, threads: int, device_id: int | None, decoding: Decoding) -> dict[str, Any]:
     return {
         "batch_size": batch,
-        "num_threads": threads,
+        "num_threads": threads if decoding.threads is None else decoding.threads,
         "device_id": device_id,
-        "prefetch_queue_depth": 2,
+        "prefetch_queue_depth": decoding.depth,
         "seed": 0,  # nothing is drawn, but DALI would take one from the clock
         # On the CPU the dynamic executor allocates for each batch anew, and fragments the heap: 26 % more in 60 epochs.
         "exec_dynamic": device_id is not None,
@@ -176,37 +190,36 @@ def _inputs(source: Callable[[], Any], dtypes: list[Any], mixed: bool) -> Any:
     return fn.external_source(source=source, num_outputs=len(dtypes), batch=True, dtype=dtypes, no_copy=not mixed)
 
 
-def _decoded(encoded: Any, starts: Any, extents: Any, mixed: bool) -> Any:
-    """Windows of images, decoded to RGB; EXIF orientation is ignored.
+def _decoded(encoded: Any, starts: Any, extents: Any, mixed: bool, decoding: Decoding) -> Any:
+    """Windows of images, or whole images, decoded to RGB; EXIF orientation is ignored.
 
     Sizes are peeked at first, so that a file that is no image is refused there: the decoder may crash on it, since of
     its own threads it leaves some at work when it gives up (DALI 2.4, image_decoder.h).
     """
     sizes = fn.peek_image_shape(encoded, adjust_orientation=False, dtype=types.INT32)[:2]
-    return fn.decoders.image_slice(
-        encoded,
-        starts,
-        math.min(extents, sizes - starts),
-        axis_names="HW",
-        device="mixed" if mixed else "cpu",
-        output_type=types.RGB,
-        adjust_orientation=False,
-    )
+    options: dict[str, Any] = {"device": "cpu", "output_type": types.RGB, "adjust_orientation": False}
+    if mixed:
+        options |= {"device": "mixed", "hw_decoder_load": decoding.hardware, "jpeg_fancy_upsampling": decoding.smooth}
+    if not decoding.regions:  # by an operator that knows no windows, since engines may not know them either
+        # 1.0, but not before the size is known; of windows, too, or DALI would warn of inputs without a use.
+        same = fn.cast((sizes[:1] + starts[:1] + extents[:1]) * 0 + 1, dtype=types.FLOAT)
+        return fn.decoders.image(fn.reinterpret(encoded, rel_shape=same), **options)
+    return fn.decoders.image_slice(encoded, starts, math.min(extents, sizes - starts), axis_names="HW", **options)
 
 
 @pipeline_def
 def _decoder(source: Callable[[], Any], mixed: bool) -> Any:
     encoded, starts, extents = _inputs(source, [types.UINT8, types.INT32, types.INT32], mixed)
-    return _decoded(encoded, starts, extents, mixed)
+    return _decoded(encoded, starts, extents, mixed, _SAFE)
 
 
 @pipeline_def
-def _crops(source: Callable[[], Feed], crop: int, pixel_std: float, mixed: bool) -> Any:
+def _crops(source: Callable[[], Feed], crop: int, pixel_std: float, mixed: bool, decoding: Decoding) -> Any:
     ints, floats = types.INT32, types.FLOAT
     encoded, starts, extents, start, end, flip, subtract = _inputs(
         source, [types.UINT8, ints, ints, floats, floats, ints, floats], mixed
     )
-    images = _decoded(encoded, starts, extents, mixed)
+    images = _decoded(encoded, starts, extents, mixed, decoding)
     if not mixed:
         return _resampled(
             images, start, end, flip, subtract, pixel_std, types.Constant(np.zeros((crop, crop), np.uint8))
@@ -237,12 +250,14 @@ def _constant(values: list[float]) -> Any:
 
 
 @pipeline_def
-def _wholes(source: Callable[[], WholeFeed], mean: list[float], pixel_std: float, mixed: bool) -> Any:
+def _wholes(
+    source: Callable[[], WholeFeed], mean: list[float], pixel_std: float, mixed: bool, decoding: Decoding
+) -> Any:
     ints, floats = types.INT32, types.FLOAT
     encoded, starts, extents, start, end, sizes = _inputs(
         source, [types.UINT8, ints, ints, floats, floats, floats], mixed
     )
-    images = _decoded(encoded, starts, extents, mixed)
+    images = _decoded(encoded, starts, extents, mixed, decoding)
     if not mixed:
         frame = fn.zeros(shape=fn.cast(sizes, dtype=ints), dtype=types.UINT8)
         return _resampled(images, start, end, types.Constant(np.zeros(1, np.int32)), _constant(mean), pixel_std, frame)

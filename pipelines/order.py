@@ -11,6 +11,7 @@ Windows of different streams end at different times, so row groups are read at a
 together hold at most `held` row groups.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -74,6 +75,12 @@ class Order:
         first, last = _cuts(_counts(self, step), rank, world)
         return last - first
 
+    def shares(self, step: int, world: int) -> list[int]:
+        """The sizes of the shares of all ranks."""
+        cut = _cutter(_counts(self, step), world)
+        borders = [cut(rank) for rank in range(world + 1)]
+        return [last - first for first, last in zip(borders, borders[1:], strict=False)]
+
     def share(self, step: int, rank: int, world: int) -> Rows:
         """The rows of worker `rank` of `world` in step `step`. Shares of all ranks, joined, are the global batch."""
         epoch = step // self.steps_per_epoch
@@ -119,14 +126,20 @@ def _cuts(counts: Rows, rank: int, world: int) -> tuple[int, int]:
     Every worker gets the same number of streams, to fractions, so that it reads from no others. With a world that is a
     power of two, sizes are at most 1 apart; with others they were never found to be more than 4 apart.
     """
+    assert 0 <= rank < world, (rank, world)
+    cut = _cutter(counts, world)
+    return cut(rank), cut(rank + 1)
+
+
+def _cutter(counts: Rows, world: int) -> Callable[[int], int]:
+    """Where the share of a rank begins; of `world` itself, where the batch ends."""
     ends = np.concatenate([[0], np.cumsum(counts)])
 
-    def cut(r: int) -> int:
-        stream, shared = divmod(r * len(counts), world)
+    def cut(rank: int) -> int:
+        stream, shared = divmod(rank * len(counts), world)
         return int(ends[stream]) + ((int(counts[stream]) * shared + world // 2) // world if shared else 0)
 
-    assert 0 <= rank < world, (rank, world)
-    return cut(rank), cut(rank + 1)
+    return cut
 
 
 def _begins(order: Order, step: int) -> Rows:

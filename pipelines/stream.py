@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipelines import graphs
+from pipelines import graphs, transfer
 from pipelines.augment import Ints, Windows
 from pipelines.graphs import Encoded, Graph
 from pipelines.seat import Seat
 from pipelines.shards import DataSet, ReadAhead
 
 _STEPS_AHEAD = 8  # how far ahead of the graph row groups are looked for
+_MOST_LENT = 4  # batches: as far as a program gets ahead of its GPU, which bounds their memory
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class Stream(Generic[F]):
         self._fed: deque[_Fed[F]] = deque()
         self._bad: dict[int, dict[int, str]] = {}  # by batch: positions of the images that failed in it, and why
         self._suspects: set[int] = set()  # rows that failed in an earlier batch
+        self._lent = _Lent(seat.device)
         self._used = 0
 
     @property
@@ -137,7 +139,10 @@ class Stream(Generic[F]):
                 fed = self._fed.popleft()
                 self._bad.pop(fed.index, None)
                 self._used += len(fed.images.rows)
-                yield _batch(pixels, fed.images, fed.bad)
+                try:
+                    yield _batch(pixels, fed.images, fed.bad)
+                finally:  # also where nobody asks for more
+                    self._lent.hold(pixels)
             graph.reset()
             self._graph = graph
         finally:
@@ -145,11 +150,17 @@ class Stream(Generic[F]):
                 graphs.stop(graph)
             self._fed.clear()
 
+    def images(self, index: int) -> Images:
+        """Of a batch, as they are stored. Not for the middle of a pass, whose row groups it would let go."""
+        self._reader.want(self._groups(index), ())
+        return self._gather(self._rows(index), [])
+
     def close(self) -> None:
         if self._graph is not None:
             graphs.stop(self._graph)
             self._graph = None
         self._reader.close()
+        self._lent.close()
 
     def _look_ahead(self) -> bool:
         """Whether there are batches left."""
@@ -211,6 +222,36 @@ class Stream(Generic[F]):
         return {positions[i]: reason for i, reason in found.items()}
 
 
+class _Lent:
+    """Batches that a GPU may still be reading, though the program is done with them: see `graphs.run`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._held: deque[tuple[torch.cuda.Event, Tensor]] = deque()
+
+    def hold(self, pixels: Tensor) -> None:
+        """Until all is done that the current stream has been given so far. On the CPU all is done."""
+        if self._device.type != "cuda":
+            return
+        read = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        read.record(torch.cuda.current_stream(self._device))
+        self._held.append((read, pixels))
+        while self._held and (len(self._held) > _MOST_LENT or self._done()):
+            self._let_go()
+
+    def close(self) -> None:
+        while self._held:
+            self._let_go()
+
+    def _done(self) -> bool:
+        return bool(self._held[0][0].query())  # type: ignore[no-untyped-call]
+
+    def _let_go(self) -> None:
+        read, _ = self._held[0]
+        read.synchronize()
+        self._held.popleft()
+
+
 def _plain_image(rgb: tuple[float, float, float]) -> NDArray[np.uint8]:
     """One pixel, encoded."""
     red, green, blue = (round(value) for value in rgb)
@@ -223,5 +264,5 @@ def _batch(pixels: Tensor, images: Images, bad: Mapping[int, str]) -> Batch:
     n = len(images.rows)
     assert len(pixels) == n, (len(pixels), n)
     replaced = tuple(Replaced(int(images.rows[i]), images.names[i], why) for i, why in sorted(bad.items()))
-    labels = torch.from_numpy(images.labels).to(pixels.device)
+    labels = transfer.onto(torch.from_numpy(images.labels), pixels.device)
     return Batch(pixels, labels, torch.from_numpy(images.rows), n, replaced, tuple(images.names))

@@ -13,8 +13,9 @@ MAY_IMPORT = {
     "cluster": {"cluster", "pipelines"},
     "jobs": {"jobs", "cluster", "pipelines"},
     "k8s": {"k8s", "jobs", "cluster", "pipelines"},
+    "benchmarks": {"benchmarks", "jobs", "cluster", "pipelines"},
 }
-FILES = {"pipelines": 8, "cluster": 8, "jobs": 8, "k8s": 3}  # at least
+FILES = {"pipelines": 8, "cluster": 8, "jobs": 8, "k8s": 3, "benchmarks": 8}  # at least
 HOMES = {
     "ray": {
         f"cluster/{name}.py"

@@ -15,7 +15,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cluster import dropout, exchange, init, memory
+from cluster import dropout, exchange, init, memory, wire
 from cluster.exchange import Pairwise
 from cluster.settings import StageSettings
 from cluster.step import Step, compute_threads, loss, uses_bf16
@@ -98,10 +98,12 @@ def results(world: World) -> dict[str, Any]:
     # At a rate of 3e-4 losses were seen to jump 1e-3 and more apart after 20 steps: presumably, rounding tips a ReLU or
     # a maximum, and gradients then differ by more than rounding.
     found: dict[str, Any] = {"fast": run(world, 50, settings(), 1e-5)}
+    found["ddp"] = run(world, 50, settings(exchange="ddp"), 1e-5)
     found["pieces"] = run(world, 3, settings(micro_batch=3), first=5)
     if world.size == 3:
         return found | {"refusal": refused(world, settings(reproducible="exact"))}
     found["exact"] = run(world, 20, settings(reproducible="exact"))
+    found["exact ddp"] = run(world, 8, settings(reproducible="exact", exchange="ddp"))
     found["exact norm"] = run(world, 8, settings(reproducible="exact", batch_norm=True))
     found["fast norm"] = run(world, 8, settings(batch_norm=True))
     if world.size == 2:
@@ -121,21 +123,30 @@ def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(a[k].numpy().tobytes() == b[k].numpy().tobytes() for k in a)
 
 
+@pytest.mark.parametrize("how", ["fast", "ddp"])
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_fifty_losses_are_those_of_one_worker_with_dropout_and_uneven_shares(
-    worlds: dict[int, list[dict[str, Any]]], size: int
+    worlds: dict[int, list[dict[str, Any]]], size: int, how: str
 ) -> None:
     assert len({ORDER.share_rows(t, rank, size) for t in range(7) for rank in range(size)}) > 1
     alone = worlds[1][0]["fast"]["losses"]
     assert len(alone) == 50
     assert alone[-1] < 0.9 * alone[0], "of a net that is learning"
     for found in worlds[size]:
-        assert found["fast"]["losses"] == pytest.approx(alone, rel=1e-5)
-        assert same_bits(found["fast"]["weights"], worlds[size][0]["fast"]["weights"])
+        assert found[how]["losses"] == pytest.approx(alone, rel=1e-5)
+        assert same_bits(found[how]["weights"], worlds[size][0][how]["weights"])
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_factors_are_what_is_exchanged_by_default(worlds: dict[int, list[dict[str, Any]]], size: int) -> None:
+    """Other sums than DDP's: were the bits the same, both would have gone one way."""
+    fast, ddp = (worlds[size][0][how]["gradients"] for how in ("fast", "ddp"))
+    assert set(wire.ways(settings(), 4, size, bf16=False).values()) == {"ddp", "factors"}
+    assert not torch.equal(fast["fc1.weight"], ddp["fc1.weight"])
 
 
 @pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("how", ["exact", "exact norm"])
+@pytest.mark.parametrize("how", ["exact", "exact ddp", "exact norm"])
 def test_exact_training_ends_with_the_same_bits(worlds: dict[int, list[dict[str, Any]]], size: int, how: str) -> None:
     for found in worlds[size]:
         assert same_bits(found[how]["weights"], worlds[1][0][how]["weights"])
@@ -211,7 +222,7 @@ def test_workers_with_other_weights_and_worlds_that_do_not_fit_are_refused(
     worlds: dict[int, list[dict[str, Any]]],
 ) -> None:
     for found in worlds[2]:
-        assert found["differ"].startswith("the workers begin with different weights (fc2.weight and others)")
+        assert found["differ"].startswith("the workers begin with different weights (fc2.weight): do all")
     for found in worlds[3]:
         expected = "exact training takes a power of two of workers, at most virtual_shards (8); 3 cannot share"
         assert found["refusal"].startswith(expected)
@@ -319,8 +330,9 @@ class Miscompiled(VGG):
         self.features = lambda images: features(images) * 0 + features(images).detach()
 
 
-def test_a_compiled_net_with_other_gradients_is_refused() -> None:
-    s = settings(compile=True)
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_compiled_net_with_other_gradients_is_refused(precision: str) -> None:
+    s = settings(compile=True, precision=precision)
     with pytest.raises(TrainingError, match=r"gets the gradient of conv1_1\.weight wrong on cpu: leave compile off$"):
         Step(Miscompiled("A", 4, 32, 0.05), World.single(), s, ORDER)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from cluster import checkpoint
+from cluster import checkpoint, wire
 from cluster.agree import Undisturbed, Wish
 from cluster.attempt import Stage
 from cluster.checkpoint import Checkpoint
@@ -73,6 +73,7 @@ def test_a_stage_stopped_again_and_again_ends_as_one_left_alone(digits: tuple[st
     """In the middle of an epoch and in its validation; every row is trained on once."""
     size = 3  # of two, the order of a sum does not matter
     stage = Stage("a", settings(**SETTINGS), *digits, str(tmp_path), ledger=True)
+    assert set(wire.ways(stage.settings, 10, size, bf16=False).values()) == {"ddp", "factors"}
     stops = [3, STEPS - 3]
     rows = [entry for worker in together(size, train_both, stage, stops) for entry in worker]
     whole, pieces = newest(tmp_path / "whole"), newest(tmp_path / "pieces")

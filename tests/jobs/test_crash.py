@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from cluster import wire
+from jobs import schema
 from tests.cluster.groups import together
 from tests.jobs.crash import CrashedJob, Kill, job, left_alone
 
@@ -17,6 +19,8 @@ def test_a_job_that_is_killed_and_stopped_comes_to_the_same_nets(digits: tuple[s
     is left alone has no Ray either."""
     data = f"{{train: {digits[0]}, val: {digits[1]}}}"
     killed = CrashedJob(tmp_path, "killed", job(tmp_path, "killed", EPOCHS, data))
+    for settings in schema.load(killed.file).stages.values():
+        assert set(wire.ways(settings, 10, 2, bf16=False).values()) == {"ddp", "factors"}
     said = killed.run(KILLS)
     assert said.count("training goes on from its newest checkpoint") == 1
     assert re.search("goes on, after (epoch|step)", said), "by the next driver"

@@ -210,7 +210,10 @@ KINDS: tuple[dict[str, object], ...] = (
     {},
     {"init": {"from": "x"}, "freeze": ["fc1", "block5"]},
     {"reproducible": "exact"},
+    {"reproducible": "exact", "exchange": "ddp"},
     {"batch_norm": True},
+    {"exchange": "ddp"},
+    {"exchange": "factors", "exchange_precision": "bf16"},
 )
 
 
@@ -240,5 +243,5 @@ def test_workers_send_what_a_kernel_counts_of_real_steps() -> None:
         assert counted == pytest.approx(expected, rel=0.06), changes
     assert estimate.sent_bytes(settings(), 10, 1) == 0
     assert math.log2(size) * 4 * estimate.parameters(settings(), 10) == estimate.sent_bytes(
-        settings(reproducible="exact"), 10, size
+        settings(reproducible="exact", exchange="ddp"), 10, size
     )

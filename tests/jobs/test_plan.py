@@ -73,13 +73,13 @@ small: 300 images to train on, 97 to validate with, 10 classes; 2 workers
 
            net  S or Q    epochs  steps  images   FLOPs     read     sent    saved    time
 ------------------------------------------------------------------------------------------
-a          A    34             4     24  1.59 k  3.87 G  {four:>7}  7.08 MB  2.36 MB   6 min
+a          A    34             4     24  1.59 k  3.87 G  {four:>7}  4.01 MB  2.36 MB   6 min
     will run: nothing with these settings and data in the storage
     from random weights; rate 0.01, divided by 10 after 5 epochs without a gain of 0.001, at most 3 times
-b          B    32-40          4     24  1.59 k  5.20 G  {four:>7}  7.12 MB  2.37 MB   8 min
+b          B    32-40          4     24  1.59 k  5.20 G  {four:>7}  4.05 MB  2.37 MB   8 min
     will run: nothing with these settings and data in the storage
     from a; rate 0.01, divided by 10 after 5 epochs without a gain of 0.001, at most 3 times
-d          D    34             2     12     794  3.47 G  {two:>7}  4.22 MB  1.41 MB   6 min
+d          D    34             2     12     794  3.47 G  {two:>7}  2.68 MB  1.41 MB   6 min
     will run: nothing with these settings and data in the storage
     from a; rate 0.001, divided by 10 after 5 epochs without a gain of 0.001, at most 3 times
 test of a  A    34             -      -      97   198 M  {one:>7}        -        -    19 s
@@ -87,10 +87,10 @@ test of a  A    34             -      -      97   198 M  {one:>7}        -      
 test of b  B    32 36 40       -      -     582  20.5 G  {six:>7}        -        -  33 min
     will run: 6 views
 ------------------------------------------------------------------------------------------
-in all                        10     60  4.65 k  33.2 G  {all:>7}  18.4 MB  6.14 MB  53 min
+in all                        10     60  4.65 k  33.2 G  {all:>7}  10.7 MB  6.14 MB  53 min
 
 All of it at most: a stage may end before its last epoch, where its schedule says so.
-sent: gradients, by each of the 2 workers to others; 36.8 MB by all of them.
+sent: gradients, by each of the 2 workers to others; 21.5 MB by all of them.
 saved: checkpoints; 8 of them, 4.95 MB, stay on the storage.
 time: 2 images/s for d, as given; others by their operations.
 time of tests: at the pace of training; in float32, so that GPUs that train in bf16 take longer.
@@ -210,7 +210,9 @@ def test_the_papers_job_comes_to_what_one_reckons_by_hand(tmp_path: Path, capsys
         assert (part["images"], part["looked_at"]) == (74 * rows, 74 * checked)
         assert part["flops"] == pytest.approx(74e9 * (rows * training + checked * forward), rel=1e-3)
         assert part["hours"] == pytest.approx(part["flops"] / (3000 * 117.62e9) / 3600, rel=1e-3)
-        assert part["sent_bytes"] == 74 * 5005 * 7 * PARAMETERS[net]  # 2 * 7/8 * 4 bytes
+        # 2 * 7/8 * 4 bytes of each convolution's, and 7/8 * 4 of each image's factors
+        by_step = 7 * (PARAMETERS[net] - 123_642_856) + 3.5 * 256 * (25088 + 3 * 4096 + 4096 + 1000)
+        assert part["sent_bytes"] == 74 * 5005 * by_step
         assert part["read_bytes"] == 74 * (imagenet.TRAINING_BYTES + DataSet.open(val).manifest.total_bytes)
         hourly = int(part["hours"] * 60 / 74 / 10)
         assert part["checkpoints"] == {"bytes": 8 * PARAMETERS[net], "written": 74 * (1 + hourly), "kept": 3}

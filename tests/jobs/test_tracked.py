@@ -46,6 +46,7 @@ def runs(uri: str, job: Stored, digits: tuple[str, str], tmp_path_factory: pytes
             tracked.listen(tracker, run, done, stage.settings, 300)
         load = {"kind": "system", "node": "10.0.0.1", "values": {"cpu_utilization_percentage": 50.0}, "time": 3.0}
         tracked.listen(tracker, run, load, stage.settings, 300)
+        tracked.listen(tracker, run, {"kind": "decoding", "text": "by engines"}, stage.settings, 300)
         tracked.stage_done(tracker, run, stage)
         tracker.metrics(run, tracked.errors_of(job.results, stage.name), 0)
     tracked.job_done(tracker, ids["job"], job)
@@ -62,6 +63,10 @@ def test_every_stage_has_its_errors_under_the_same_names(runs: dict[str, Run], j
         assert told["validation_error"] == pytest.approx(1 - accuracy)
         assert told["top1_error"] == 1 - dense.totals.accuracy
         assert told["top5_error"] == 1 - dense.totals.accuracy5
+
+
+def test_how_images_are_decoded_is_a_tag(runs: dict[str, Run], job: Stored) -> None:
+    assert [runs[stage.name].data.tags["decoding"] for stage in job.stages] == ["by engines"] * len(job.stages)
 
 
 def test_points_have_the_epochs_and_images_seen_until_then(runs: dict[str, Run], uri: str) -> None:

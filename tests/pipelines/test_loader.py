@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipelines.augment import Recipe
+from pipelines.decoding import Decoding
 from pipelines.errors import DataError
 from pipelines.loader import TrainingBatches, ValidationBatches, WholeBatches
 from pipelines.order import Order
@@ -115,6 +116,18 @@ def test_validation_and_dense_tests_count_a_bad_image_once(damaged: tuple[DataSe
             seen = list(batches)
             assert sorted(torch.cat([b.rows for b in seen]).tolist()) == list(range(data.rows))
             assert {r.row: r.name for b in seen for r in b.replaced} == names
+
+
+def test_bad_images_are_found_where_whole_images_are_decoded(damaged: tuple[DataSet, dict[int, str]]) -> None:
+    data, names = damaged
+    order, decoding = Order.of(data.manifest, 16, 4), Decoding(regions=False, depth=3, threads=2)
+    loader = TrainingBatches(data, order, recipe(data), Seat(0, 1, CPU, 1), 0, order.steps_per_epoch, decoding)
+    batches = kept(loader)
+    loader.close()
+    assert {r.row: r.name for batch in batches for r in batch.replaced} == names
+    for whole, windows in zip(batches, training(data), strict=False):
+        assert torch.equal(whole.rows, windows.rows)
+        assert (whole.images - windows.images).abs().max() <= 1.0 / 2.0, "a grey level"
 
 
 def test_a_set_of_bad_images_alone_comes_to_its_end(picture_set: DataSet, tmp_path: Path) -> None:

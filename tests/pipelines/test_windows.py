@@ -1,6 +1,7 @@
 """Decoding only a crop's window gives what decoding the whole image, rescaling it and cropping gives."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 from pipelines import augment, graphs, reference, resample
 from pipelines.augment import Draws, Ints
+from pipelines.decoding import Decoding
 from tests.conftest import encoded
 
 CROP = 48
@@ -52,6 +54,30 @@ def in_format(picture: Image.Image, kind: str) -> bytes:
     gray = kind == "gray"
     (picture.convert("L") if gray else picture).save(out, **(options["4:2:0"] if gray else options[kind]))
     return out.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["4:2:0", "gray", "PNG"])
+def test_whole_images_give_the_same_crops_as_windows(kind: str) -> None:
+    """To a grey level; and whole images are what is decoded, so that a window that lies is not found out."""
+    n, shorter = len(SHAPES), CROP
+    sides = np.array(SHAPES)
+    images = [np.frombuffer(in_format(Image.open(io.BytesIO(encoded(w, h, w + h))), kind), np.uint8) for w, h in SHAPES]
+    sizes = augment.rescaled(sides[:, 0], sides[:, 1], shorter)
+    corners = sizes - CROP
+    flips, subtract = np.arange(n) % 2 == 0, np.linspace(0.0, 99.0, 3 * n, dtype=np.float32).reshape(n, 3)
+    draws = Draws(sizes, corners, flips, subtract)
+    windows = augment.source_windows(sizes, corners, CROP, sides[:, 0], sides[:, 1])
+    whole = windows.whole(sides[:, 0], sides[:, 1])
+
+    def pixels(seen: augment.Windows, decoding: Decoding) -> NDArray[np.float32]:
+        feed = graphs.feed(images, draws, seen)
+        (output,) = graphs.crops(lambda: feed, CROP, 1.0, n, 2, None, decoding).run()
+        return np.stack([np.array(output[i]) for i in range(n)])
+
+    by_whole_images = pixels(whole, Decoding(regions=False, depth=3))
+    assert np.abs(by_whole_images - pixels(windows, Decoding())).max() <= 1.0
+    lying = replace(whole, extents=np.ones_like(whole.extents))
+    assert np.array_equal(pixels(lying, Decoding(regions=False)), by_whole_images)
 
 
 SHAPES = [(500, 375), (333, 500), (60, 60), (20, 400), (301, 15), (3, 2), (1, 1), (1, 30), (1200, 900)]
@@ -158,7 +184,7 @@ def as_on_a_gpu(feed: graphs.Feed, crop: int, pixel_std: float):  # type: ignore
     ints, floats = types.INT32, types.FLOAT
     dtypes = [types.UINT8, ints, ints, floats, floats, ints, floats]
     encoded, starts, extents, start, end, flip, subtract = graphs._inputs(lambda: feed, dtypes, False)
-    images = graphs._rescaled(graphs._decoded(encoded, starts, extents, False), [crop, crop], start, end)
+    images = graphs._rescaled(graphs._decoded(encoded, starts, extents, False, Decoding()), [crop, crop], start, end)
     return graphs._tensor(images, subtract, pixel_std, mirror=flip)
 
 
@@ -182,7 +208,7 @@ def wholes_as_on_a_gpu(feed: graphs.WholeFeed, mean: list[float], pixel_std: flo
     ints, floats = types.INT32, types.FLOAT
     dtypes = [types.UINT8, ints, ints, floats, floats, floats]
     encoded, starts, extents, start, end, sizes = graphs._inputs(lambda: feed, dtypes, False)
-    images = graphs._rescaled(graphs._decoded(encoded, starts, extents, False), sizes, start, end)
+    images = graphs._rescaled(graphs._decoded(encoded, starts, extents, False, Decoding()), sizes, start, end)
     return graphs._tensor(images, mean, pixel_std)
 
 

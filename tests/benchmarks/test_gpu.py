@@ -1,0 +1,71 @@
+"""The parts of the GPU benchmark, small and on the CPU: their code runs, and what they compare is equal."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu_right, gpu_step, report, right_input
+from benchmarks.report import Findings, Report
+from benchmarks.setting import Setting
+
+
+@pytest.fixture
+def setting(tmp_path: Path) -> Setting:
+    torch.set_num_threads(1)
+    return Setting(torch.device("cpu"), True, tmp_path, None, time.monotonic() + 600, Report(tmp_path / "part.jsonl"))
+
+
+def found(setting: Setting) -> Findings:
+    return report.read(setting.folder / "part.jsonl")
+
+
+def test_what_is_to_be_right_is_so_on_the_cpu(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(right_input, "check", lambda setting: None)  # of a test of its own
+    gpu_right.run(setting)
+    findings = found(setting)
+    assert findings.error is None
+    assert findings.passed, [check for check in findings.checks if not check.passed]
+    assert len(findings.checks) >= 25
+    assert len(findings.tables[gpu_right._LAYERS]) == 16
+
+
+def test_a_wrong_net_is_told_of(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the second of the two precisions, as if a GPU had rounded its float32 products."""
+    outcome = gpu_right._outcome
+
+    def rough(net: torch.nn.Module, images: torch.Tensor, *others: object, **options: bool) -> object:
+        scores, gradients = outcome(net, images, *others, **options)
+        return (scores * 1.001 if images.dtype == torch.float32 else scores), gradients
+
+    monkeypatch.setattr(gpu_right, "_outcome", rough)
+    gpu_right._net(setting, "A", 2)
+    assert [check.name for check in found(setting).checks if not check.passed] == ["A: float32 scores"]
+
+
+def test_steps_of_all_kinds_run(setting: Setting) -> None:
+    torch.backends.cudnn.benchmark = False
+    gpu_step.run(setting)
+    findings = found(setting)
+    assert findings.error is None
+    assert findings.passed, [check for check in findings.checks if not check.passed]
+    rows = findings.tables[gpu_step._STEPS]
+    assert len(rows) == 22
+    assert all(row["images_per_second"] for row in rows)
+    assert {row["what"] for row in rows} == {"bare", "Step"}
+
+
+def test_running_out_of_memory_is_a_row(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(setting: Setting, case: gpu_step.Case) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(gpu_step, "bare_step", too_large)
+    bench = gpu_step._Bench(setting)
+    bench.find_peaks()
+    setting.each([bench.bare_piece(gpu_step.Case(batch=512))])
+    findings = found(setting)
+    assert findings.error is None
+    (row,) = findings.tables[gpu_step._STEPS]
+    assert row["how"] == "channels last, eager: out of memory"
+    assert row["ms"] is None

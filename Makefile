@@ -10,7 +10,7 @@ CONSTRAINTS := $(if $(TORCH),sed -E '/$(OF_TORCH)/d' constraints.txt && echo tor
 # Parts that wait for processes now and then, side by side; the first has a Ray that users would start, the second one
 # whose workers are forked, and all tests for which such a Ray is enough.
 JOBS   := tests/jobs/test_ray_job.py
-RAY    := tests/cluster $(addprefix tests/jobs/test_,crash.py evaluate.py estimate.py bench_step.py)
+RAY    := tests/cluster $(addprefix tests/jobs/test_,crash.py evaluate.py estimate.py bench_step.py bench_exchange.py)
 OTHERS := tests $(addprefix --ignore=,$(JOBS) $(RAY))
 # Enough to tell whether another Python or torch will do: nets, input, Ray, and a chain that is killed.
 QUICK  := tests/test_imports.py tests/pipelines tests/cluster $(addprefix tests/jobs/test_,crash.py evaluate.py run.py)
@@ -18,7 +18,8 @@ CHECK  := $(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/
 # Programs that the shell line `#!/usr/bin/env -S python -m jobs` starts must be those of the environment.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test test-versions quick check docs manifests image check-image soak bench install constraints clean help
+.PHONY: demo test test-versions quick check docs manifests image check-image soak rehearse bench bench-network install constraints \
+  clean help
 
 help:
 	@echo "make demo   the main job on an embedded data set: a few minutes on 2 cores, no GPU needed"
@@ -29,7 +30,9 @@ help:
 	@echo "make image  the image of the pods, with docker, podman or buildah; BASE=debootstrap needs no registry (k8s/build-image)"
 	@echo "make check-image  that image as the manifests run it, through a whole chain: some minutes; docker or podman"
 	@echo "make soak   the input over many epochs, on generated pictures or PHOTOS=FOLDER, and failures: half an hour"
+	@echo "make rehearse  what is checked and measured on a GPU, small, on any machine: some minutes"
 	@echo "make bench  the input beside its peers, on DATA=DATASET: some minutes for each S"
+	@echo "make bench-network  the exchange of gradients over links of 1, 10 and 25 Gbit/s: some minutes, as root; WORKERS=\"2 4\""
 
 demo: $(READY)
 	@$(BIN)/verydeep run jobs/demo.yaml
@@ -72,10 +75,16 @@ soak: $(READY)
 	  tests/soak/soak_silent.py tests/soak/soak_stop.py tests/soak/soak_chain.py tests/soak/soak_head.py \
 	  tests/soak/soak_grow.py tests/soak/soak_demo.py
 
+rehearse: $(READY)
+	@$(BIN)/python -m benchmarks.gpu --rehearse
+
 bench: $(READY)
 	@test -n "$(DATA)" || { echo "name a data set: make bench DATA=~/verydeep/data/mine/train" >&2; exit 2; }
 	@for scale in "256 512" 384 256; do \
 	   echo "S $$scale"; $(BIN)/verydeep bench input "$(DATA)" --scale $$scale || exit 1; done
+
+bench-network: $(READY)
+	@$(BIN)/python -m benchmarks.network $(if $(WORKERS),--workers $(WORKERS)) $(addprefix --json ,$(JSON))
 
 install: $(READY)
 

@@ -27,7 +27,8 @@ from benchmarks.report import Findings, Report
 from benchmarks.setting import Setting
 from pipelines import figures
 
-# In the order in which they are worth most, and the seconds each may take, on one H200: 465 in all.
+# In the order in which they are worth most, and the seconds each may take, on one H200; and what those before it and
+# those that are not wanted leave of all seconds.
 PARTS = {
     "right": ("The same numbers as on the CPU", 70),
     "input": ("Input alone", 90),
@@ -36,6 +37,8 @@ PARTS = {
     "tests": ("Dense and multi-crop tests", 50),
     "chain": ("A whole chain on photographs", 80),
 }
+_ALL_SECONDS = 465
+_REHEARSAL = 10  # times as long
 _GRACE_SECONDS = 5.0
 
 
@@ -43,13 +46,16 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.only_part:
         return _run_part(options)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that a part ends with it
     chosen = options.parts or list(PARTS)
     found: dict[str, Findings] = {}
     took: dict[str, float] = {}
+    until = time.monotonic() + _ALL_SECONDS * (_REHEARSAL if options.rehearse else 1)
     with tempfile.TemporaryDirectory(prefix="verydeep-gpu-") as folder:
         for part in chosen:
             start = time.monotonic()
-            found[part] = _guarded(part, options, Path(folder))
+            limit = until - start - _reserved(chosen[len(found) + 1 :], options.rehearse)
+            found[part] = _guarded(part, options, Path(folder), limit)
             took[part] = time.monotonic() - start
             print(report.text(f"{PARTS[part][0]} ({took[part]:.0f} s)", found[part]), end="\n\n", flush=True)
             if options.json is not None:  # after each part, since this process may be cut off, too
@@ -67,15 +73,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, help="file for all that is found")
     parser.add_argument("--only-part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     return parser
 
 
-def _guarded(part: str, options: argparse.Namespace, folder: Path) -> Findings:
-    """Runs the part in a process group of its own, which ends with it."""
+def _reserved(parts: list[str], rehearsal: bool) -> float:
+    """Seconds that are kept for these parts."""
+    return sum(PARTS[part][1] for part in parts) * (_REHEARSAL if rehearsal else 1)
+
+
+def _guarded(part: str, options: argparse.Namespace, folder: Path, limit: float) -> Findings:
+    """Runs the part in a process group of its own, which ends with it; for `limit` seconds at most."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--only-part", part, "--folder", str(folder)]
     command += ["--rehearse"] * options.rehearse
     command += ["--photos", str(options.photos.absolute())] if options.photos else []
-    limit = PARTS[part][1] * (10 if options.rehearse else 1)
+    command += ["--seconds", str(limit)]
     process = subprocess.Popen(command, start_new_session=True)
     ended = None
     try:
@@ -83,7 +95,7 @@ def _guarded(part: str, options: argparse.Namespace, folder: Path) -> Findings:
         if status:
             ended = f"status {status}" if status > 0 else f"signal {signal.Signals(-status).name}"
     except subprocess.TimeoutExpired:
-        ended = f"its time, {limit} s"
+        ended = f"its time, {limit:.0f} s"
     finally:
         try:
             os.killpg(process.pid, signal.SIGKILL)
@@ -102,7 +114,7 @@ def _run_part(options: argparse.Namespace) -> int:
         own.error("there is no GPU here; --rehearse does without")
         return 1
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    until = time.monotonic() + PARTS[part][1] * (10 if options.rehearse else 1)
+    until = time.monotonic() + options.seconds
     if options.rehearse and device.type == "cpu":
         torch.set_num_threads(1)  # small as it is, threads would wait for one another most of the time
     setting = Setting(device, options.rehearse, options.folder, options.photos, until, own)

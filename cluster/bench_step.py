@@ -6,10 +6,6 @@ the end of our first point (see `cluster.train`), which warms up, to the end of 
 one another; starting up is not in it.
 """
 
-import json
-import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -19,7 +15,7 @@ from typing import Any
 
 import torch
 
-from cluster import bare, checkpoint_cost, interrupt, launch, place
+from cluster import bare, checkpoint_cost, interrupt, launch, place, torchrun
 from cluster.agree import Undisturbed
 from cluster.attempt import Attempt, Stage
 from cluster.bare import Answer, Task
@@ -164,20 +160,8 @@ def _intervals(records: list[dict[str, Any]]) -> Iterator[Interval]:
 def _bare(s: StageSettings, data: str, shape: Shape, points: tuple[int, ...], folder: Path) -> Answer:
     pairs = max(1, min(_PAIRS_MOST, (points[-1] - points[0]) // 4))
     task = Task(settings=s, data=data, cuda=shape.gpus > 0, threads=shape.cpus, points=points, pairs=pairs)
-    task_file, answer_file = folder / "task.json", folder / "answer.json"
-    task_file.write_text(task.model_dump_json(by_alias=True))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={shape.workers}"]
-    done = subprocess.run(
-        [*torchrun, "-m", bare.__name__, str(task_file), str(answer_file)], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        raise BenchError(f"the bare loop: {_reason(done.stderr)}")
-    answer = json.loads(answer_file.read_bytes())
+    try:
+        answer = torchrun.run(bare.__name__, task, shape.workers, folder)
+    except BenchError as error:
+        raise BenchError(f"the bare loop: {error}") from error
     return Answer(tuple(answer["seconds"]), tuple(answer["cpu_seconds"]), answer["backward"], answer["exchanged"])
-
-
-def _reason(text: str) -> str:
-    """The first error that torchrun's output tells of, or else its last line."""
-    lines = [re.sub(r"^\[rank\d+\]:\s*", "", line.strip()) for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
-    return next(iter(errors or lines[-1:]), "torchrun failed and gave no reason")

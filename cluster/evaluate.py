@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cluster import nets
 from cluster.nets import Label
-from cluster.passes import PASS_PIXELS, Passes, dense_scores, of_crops, of_wholes, plain_scores
+from cluster.passes import PASS_PIXELS, Passes, dense_scores, of_crops, of_wholes, plain_scores, precisely
 from cluster.posteriors import Posteriors
 from cluster.records import Log, name_unreadable
 from cluster.stopwatch import Stopwatch
@@ -104,15 +104,15 @@ class Viewer:
 
     def __call__(self, rows: range) -> dict[View, Looked]:
         """`rows`: some, without gaps."""
-        return {view: self._look(view, rows) for view in self._views}
+        return {view: self.look(view, rows) for view in self._views}
 
-    def _look(self, view: View, rows: range) -> Looked:
+    def look(self, view: View, rows: range) -> Looked:
         card, dense, seen = self._card, view.mode == "dense", list[Batch]()
         self._watch.read()
         whole = WholeBatches(
             self._data, view.scale, card.mean_rgb, card.pixel_std, STRIDE if dense else 1, self._world.seat, rows
         )
-        with closing(whole), torch.inference_mode():
+        with closing(whole), torch.inference_mode(), precisely(view.precision, self._world.device):
             images = self._told(whole, seen)
             if dense:
                 found = of_wholes(self._dense, images, view.mirror)

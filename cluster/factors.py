@@ -15,7 +15,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cluster.vgg import VGG
 from cluster.world import World
 
 try:
@@ -33,7 +32,7 @@ class Factors:
     one's backward pass `last`; after it `settle`, which leaves the gradients in the layers' `grad`.
     """
 
-    def __init__(self, net: VGG, names: Sequence[str], world: World, compiled: bool = False) -> None:
+    def __init__(self, net: nn.Module, names: Sequence[str], world: World, compiled: bool = False) -> None:
         """Takes the place of the net's layers `names`, whose parameters stay the same ones. `compiled`: the net is to
         be, for which these layers are left out."""
         self._layers = [_Layer(net.get_submodule(name), self, compiled) for name in names]
@@ -50,6 +49,11 @@ class Factors:
     def last(self) -> None:
         """The backward pass that comes now is this worker's last one in this step."""
         self.sending = True
+
+    def wait(self) -> None:
+        """Until the others' factors are here, which `settle` does as well: for those who time both apart."""
+        for layer in self._layers:
+            layer.wait()
 
     def settle(self, divisor: int) -> None:
         """Waits for the others' factors, and multiplies. `divisor`: of the gradients."""
@@ -89,6 +93,10 @@ class _Layer(nn.Linear):
         self._held.append(torch.cat([x, gradient], 1))
         if self._factors.sending:
             self._gathered, self._held = self._factors.gathered(_joined(self._held)), []
+
+    def wait(self) -> None:
+        assert self._gathered is not None
+        self._gathered.wait()
 
     def settle(self, divisor: int) -> None:
         assert self._gathered is not None

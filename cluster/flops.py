@@ -34,6 +34,11 @@ def training_flops(
     return sum(layers.values()) + sum(layers[name] for name in (*trained, *behind))
 
 
+def by_layer(net: str, classes: int = 1000, input_size: int = 224, width: float = 1.0) -> dict[str, int]:
+    """Of one image of `input_size` pixels a side, forward, from the first layer to the last."""
+    return _layers(net, classes, input_size, width, (input_size, input_size))
+
+
 def _layers(net: str, classes: int, input_size: int, width: float, shape: tuple[int, int]) -> dict[str, int]:
     """Of each layer, forward: every weight is used once for each place of the layer's map."""
     windows = math.prod((pixels - input_size) // STRIDE + 1 for pixels in shape)

@@ -45,11 +45,11 @@ def interface_of(address: str) -> str | None:
 
 
 def _choose_interface() -> None:
-    """What a user has set is kept."""
+    """What a user has set is kept. For NCCL a name stands for all that begin with it, unless there is a = before it."""
     name = interface_of(ray.util.get_node_ip_address())
     if name is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
 
 
 def _join(backend: str, rank: int, size: int, meeting: str, timeout_seconds: int) -> None:

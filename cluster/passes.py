@@ -3,11 +3,12 @@
     images         (n, 3, H, W) float32, as `pipelines.loader` makes them
     probabilities  (n, classes) float32, on the CPU
 
-Scores are averaged over space before the soft-max; mirror images and crops after it. All is done in float32, on GPUs,
-too, where bf16 would be faster and the third digit of a probability another one.
+Scores are averaged over space before the soft-max; mirror images and crops after it. Whatever the precision of the
+net's products, all that comes after them is done in float32.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from cluster.stopwatch import Stopwatch
 from cluster.vgg import VGG
+from cluster.views import Precision
 from pipelines.augment import grid_corners
 from pipelines.errors import TrainingError
 
@@ -64,13 +66,31 @@ class Passes:
 
 def plain_scores(net: VGG) -> Scores:
     """Of images of the net's input size."""
-    return net
+    return lambda images: net(images).float()
 
 
 def dense_scores(net: VGG) -> Scores:
     """Of images of at least the net's input size: the mean over all places."""
     dense = net.dense()
-    return lambda images: dense(images).mean(dim=(2, 3))
+    return lambda images: dense(images).float().mean(dim=(2, 3))
+
+
+@contextmanager
+def precisely(precision: Precision, device: torch.device) -> Iterator[None]:
+    """What a net is to compute with inside the block, in the whole process.
+
+    float32     nothing is rounded; GPUs leave their matrix units idle
+    tf32        factors are rounded to 10 binary digits after the point; on devices without it as float32
+    bf16        what autocast finds safe is rounded to 7, layers' results too
+    """
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = precision == "tf32"
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def of_wholes(passes: Passes, images: Iterable[Tensor], mirror: bool) -> Iterator[Tensor]:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from cluster import layers
 from cluster.table import CONFIGURATIONS, STRIDE
-from cluster.views import TestMode
+from cluster.views import Precision, TestMode
 
 Net = Literal["A", "A-LRN", "B", "C", "D", "E"]
 assert set(Net.__args__) == set(CONFIGURATIONS)  # type: ignore[attr-defined]
@@ -407,6 +407,11 @@ class EvaluationSettings(Settings):
         "and S + 32 (at other input sizes a seventh of these), or the range's ends and middle",
     )
     mirror: bool | None = Field(None, description="average with the mirror image; default: as in training (flip)")
+    precision: Precision = Field(
+        "float32",
+        description="of the net's products on GPUs: float32, or faster tf32 (factors of 10 binary digits) or bf16 (of "
+        "7, and so are layers' results); averages and soft-max stay float32",
+    )
     fuse: bool = Field(False, description="test the mean of the models' posteriors, instead of each model by itself")
 
     @model_validator(mode="after")

@@ -8,9 +8,10 @@ from cluster.bench_step import Comparison, Interval
 from cluster.stopwatch import PARTS
 
 _NOTES = (
-    "other: between the parts, and messages to the driver.  exchange: what a backward pass takes longer with the "
-    "exchange than without it,\nmeasured apart, in turns, on one batch; most of it hides behind the backward pass.  "
-    "All of worker 0, medians; ratio: within rounds."
+    "other: between the parts, and messages to the driver.  exchange: the share by which gradients take longer on all "
+    "workers than\non each by itself, measured apart, in turns, on one batch; some of it hides behind the backward "
+    "pass, and with factors the\nproducts of the others' images are in it.  All of worker 0, medians; ratio: within "
+    "rounds."
 )
 
 
@@ -37,8 +38,8 @@ def figures(c: Comparison) -> Figures:
     alone, exchanged = (
         median(values) for values in zip(*((r.bare.backward, r.bare.exchanged) for r in c.rounds), strict=True)
     )
-    hidden = min(1.0, alone / exchanged)  # the share of the backward pass that is not exchange
-    parts = [_parts(interval, hidden) for interval in intervals]
+    own = min(1.0, alone / exchanged)  # the share of what comes after the forward pass that is not exchange
+    parts = [_parts(interval, own) for interval in intervals]
     whole = median(ours)
     rate = c.flops * c.settings.batch / c.shape.workers / whole * 1000
     return Figures(
@@ -80,13 +81,12 @@ def record(c: Comparison) -> dict[str, Any]:
     return {**asdict(c), "settings": c.settings.model_dump(by_alias=True, mode="json"), "figures": asdict(figures(c))}
 
 
-def _parts(interval: Interval, hidden: float) -> dict[str, float]:
-    """Milliseconds a step by part, and what is left of the whole. An exchange that the loop does not time apart, since
-    it goes on during the backward pass, is taken out of that."""
+def _parts(interval: Interval, own: float) -> dict[str, float]:
+    """Milliseconds a step by part, and what is left of the whole. The loop cannot tell what is exchange: sums go on
+    during the backward pass, and what it waits for after it has products in it that each worker would make, too."""
     seconds = dict(interval.parts)
-    if seconds["exchange"] == 0:
-        seconds["exchange"] = seconds["backward"] * (1 - hidden)
-        seconds["backward"] *= hidden
+    gradients = seconds["backward"] + seconds["exchange"]
+    seconds["backward"], seconds["exchange"] = gradients * own, gradients * (1 - own)
     seconds["other"] = interval.seconds - sum(seconds.values())
     return {name: 1000 * value / interval.steps for name, value in seconds.items()}
 

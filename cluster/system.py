@@ -46,7 +46,7 @@ class Reading:
             "system_memory_usage_percentage": 100 * memory.used / memory.total,
             **_shared_memory(),
             **rates,
-            **{key: value for i, gpu in enumerate(self._gpus) for key, value in _gpu(f"gpu_{i}", gpu).items()},
+            **{key: value for i, gpu in self._gpus.items() for key, value in _gpu(f"gpu_{i}", gpu).items()},
         }
 
 
@@ -89,13 +89,21 @@ def _shared_memory() -> dict[str, float]:
     return {"shared_memory_usage_megabytes": used.used / _MEGABYTE, "shared_memory_usage_percentage": used.percent}
 
 
-def _gpus() -> list[Any]:
-    """NVML's handles; none where there is no driver."""
+def _gpus() -> dict[int, Any]:
+    """NVML's handles by its numbers, whatever CUDA_VISIBLE_DEVICES says: of all GPUs of the node, but for those that
+    are lost or forbidden; none where there is no driver."""
     try:
         pynvml.nvmlInit()
-        return [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        count = pynvml.nvmlDeviceGetCount()
     except pynvml.NVMLError:
-        return []
+        return {}
+    found: dict[int, Any] = {}
+    for number in range(count):
+        try:
+            found[number] = pynvml.nvmlDeviceGetHandleByIndex(number)
+        except pynvml.NVMLError:
+            continue
+    return found
 
 
 def _gpu(name: str, gpu: Any) -> dict[str, float]:

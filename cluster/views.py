@@ -7,16 +7,18 @@ from typing import Literal
 Mode = Literal["dense", "multi-crop"]
 TestMode = Literal["dense", "multi-crop", "both"]
 Scales = Sequence[int] | Literal["single", "several"]
+Precision = Literal["float32", "tf32", "bf16"]
 
 
 @dataclass(frozen=True)
 class View:
     """An image whole, or as a grid of 5 x 5 crops, its shorter side rescaled to `scale` pixels (Q), and whether its
-    mirror image is looked at, too, and averaged with it."""
+    mirror image is looked at, too, and averaged with it. `precision`: of the net's products; see `passes.precisely`."""
 
     mode: Mode
     scale: int
     mirror: bool
+    precision: Precision = "float32"
 
 
 def scales_of(wanted: Scales, trained: tuple[int, int], input_size: int) -> tuple[int, ...]:
@@ -36,7 +38,7 @@ def scales_of(wanted: Scales, trained: tuple[int, int], input_size: int) -> tupl
     return tuple(sorted(set(wanted)))  # type: ignore[arg-type]
 
 
-def views(mode: TestMode, scales: Sequence[int], mirror: bool) -> tuple[View, ...]:
+def views(mode: TestMode, scales: Sequence[int], mirror: bool, precision: Precision = "float32") -> tuple[View, ...]:
     """All that a test averages, each with the same weight."""
     modes: tuple[Mode, ...] = ("dense", "multi-crop") if mode == "both" else (mode,)
-    return tuple(View(each, scale, mirror) for each in modes for scale in scales)
+    return tuple(View(each, scale, mirror, precision) for each in modes for scale in scales)

@@ -107,7 +107,7 @@ def _alone(threads: int) -> World:
     cuda = torch.cuda.is_available() and bool(ray.get_gpu_ids())
     if cuda:
         torch.cuda.empty_cache()
-    return World(0, 1, torch.device("cuda" if cuda else "cpu"), threads)
+    return World(0, 1, torch.device("cuda", 0) if cuda else torch.device("cpu"), threads)  # Ray shows it its own alone
 
 
 class Post:

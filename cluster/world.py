@@ -31,6 +31,13 @@ class World:
         """The same for the input side, which knows of no process groups."""
         return Seat(self.rank, self.size, self.device, self.threads)
 
+    def meet(self) -> None:
+        """Waits for all workers and their devices; every worker has to call it."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        if self.size > 1:
+            dist.barrier()
+
     def add_up(self, values: Tensor) -> Tensor:
         """The sum of `values` over all workers; every worker has to call it."""
         if self.size > 1:

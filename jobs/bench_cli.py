@@ -17,6 +17,7 @@ def add_arguments(bench: argparse.ArgumentParser) -> None:
     parts = bench.add_subparsers(required=True, metavar="PART")
     _input_arguments(parts.add_parser("input", help="making of batches"))
     _step_arguments(parts.add_parser("step", help="a step of training"))
+    _exchange_arguments(parts.add_parser("exchange", help="gradients between workers"))
     _tests_arguments(parts.add_parser("tests", help="dense and multi-crop tests"))
 
 
@@ -58,6 +59,21 @@ def _step_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of ours and the bare loop in turns (default: 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that is measured")
     parser.set_defaults(verb=_bench_step)
+
+
+def _exchange_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Compares the exchange of a step's gradients by DDP and by factors: whether they are the same, seconds and "
+        "bytes. On made-up images, on GPUs where there is one for each worker, else on the CPU."
+    )
+    parser.add_argument("--net", default="D", help="configuration (default: D)")
+    parser.add_argument("--width", type=float, default=0.25, help="of all hidden layers (default: 0.25)")
+    parser.add_argument("--input-size", type=int, default=64, metavar="PIXELS", help="side of images (default: 64)")
+    parser.add_argument("--batch", type=int, default=32, help="images of a step, over all workers (default: 32)")
+    parser.add_argument("--workers", type=int, nargs="+", default=[2, 4], help="one after the other (default: 2 4)")
+    parser.add_argument("--rounds", type=int, default=10, help="of both in turns (default: 10)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that is measured")
+    parser.set_defaults(verb=_bench_exchange, scale=None)
 
 
 def _tests_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,6 +129,23 @@ def _bench_step(options: argparse.Namespace) -> None:
     print(step_figures.table(found))
     if options.json is not None:
         content = {**figures.environment(), "data": source.data, **step_figures.record(found)}
+        options.json.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _bench_exchange(options: argparse.Namespace) -> None:
+    _check_folders(options.json)
+    scale = max(options.input_size, 224)  # nothing is scaled here
+    settings = _changed(StageSettings(net="A", scale=(scale, scale), precision="float32"), options)
+    from cluster import bench_exchange  # slow imports
+    from pipelines import figures
+
+    found = []
+    for workers in options.workers:
+        _say(f"{workers} workers")
+        found.append(bench_exchange.run(settings, workers, options.rounds))
+    print(bench_exchange.table(settings, found))
+    if options.json is not None:
+        content = {**figures.environment(), **bench_exchange.record(settings, found)}
         options.json.write_text(json.dumps(content, indent=1) + "\n")
 
 

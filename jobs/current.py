@@ -49,8 +49,9 @@ def _is_of(result: Result, group: tuple[str, ...], job: Job, settings: Evaluatio
 
 def _is_as_set(subject: Subject, model: str, job: Job, settings: EvaluationSettings) -> bool:
     if is_file(model):
-        return subject.model not in job.stages
+        return subject.model not in job.stages and subject.precision == settings.precision
     stage = job.stages[model]
     mirror = stage.flip if settings.mirror is None else settings.mirror
     scales = scales_of(settings.scales, stage.scale, stage.input_size)
-    return (subject.model, subject.scales, subject.mirror) == (model, scales, mirror)
+    wanted = (model, scales, mirror, settings.precision)
+    return (subject.model, subject.scales, subject.mirror, subject.precision) == wanted

@@ -28,7 +28,7 @@ from jobs.stored import StoredStage
 
 SERIES_MOST = 6  # in a picture of error against Q
 
-Tested = tuple[str, str, bool]  # a net, the mode, and whether mirror images were looked at, too
+Tested = tuple[str, str, bool, str]  # a net, the mode, whether mirror images were looked at, too, and the precision
 
 _SERIES = ((BLUE, "o"), (VERMILION, "s"), (GREEN, "^"), (PURPLE, "D"), (ORANGE, "v"), (BLACK, "P"))
 
@@ -126,7 +126,7 @@ def by_scale(results: Sequence[Result]) -> Picture | None:
     """Top-1 error against Q, of nets that were tested at several Q or at one and an average; None if there are none.
 
     Bars are 95 % confidence intervals. An average over several Q is a level line as long as their range. Of results of
-    the same net, mode, mirror images and Q the first is taken.
+    the same net, mode, mirror images, precision and Q the first is taken.
     """
     drawn = series(results)
     if not drawn:
@@ -148,10 +148,10 @@ def by_scale(results: Sequence[Result]) -> Picture | None:
 
 
 def _label(tested: Tested, drawn: Container[Tested]) -> str:
-    """The mirror images are named where only they tell two apart."""
-    name, mode, mirror = tested
-    how = ", mirrored" if mirror else ", not mirrored"
-    return f"{shortened(name, 40)}, {mode}" + how * ((name, mode, not mirror) in drawn)
+    """The mirror images are named where only they tell two apart, the precision where it is not float32."""
+    name, mode, mirror, precision = tested
+    how = (", mirrored" if mirror else ", not mirrored") * ((name, mode, not mirror, precision) in drawn)
+    return f"{shortened(name, 40)}, {mode}{how}" + f", {precision}" * (precision != "float32")
 
 
 def _draw_series(
@@ -177,7 +177,8 @@ def series(results: Sequence[Result]) -> dict[Tested, list[Result]]:
     for result in results:
         if len(result.subjects) == 1:
             subject = result.subjects[0]
-            found.setdefault((subject.model, result.mode, subject.mirror), {}).setdefault(subject.scales, result)
+            tested = (subject.model, result.mode, subject.mirror, subject.precision)
+            found.setdefault(tested, {}).setdefault(subject.scales, result)
     several = {key: list(each.values()) for key, each in found.items() if len(each) > 1}
     best = sorted(several, key=lambda key: max(result.totals.accuracy for result in several[key]), reverse=True)
     return {key: several[key] for key in several if key in best[:SERIES_MOST]}

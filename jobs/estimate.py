@@ -61,8 +61,10 @@ class Work:
         return cls(*(sum(getattr(work, field.name) for work in each) for field in fields(cls)))
 
 
-def training(s: StageSettings, state: State, data: Images, validation: Images, classes: int, workers: int) -> Work:
-    """What is left of a stage of which `state` is done."""
+def training(
+    s: StageSettings, state: State, data: Images, validation: Images, classes: int, workers: int, bf16: bool
+) -> Work:
+    """What is left of a stage of which `state` is done. `bf16`: the precision that is computed in."""
     shape, steps_per_epoch = Shape.of(s, classes), -(-data.rows // s.batch)
     epochs = max(0, s.epochs - state.epochs)  # whose end is still to come
     step = state.step if epochs else 0
@@ -75,7 +77,7 @@ def training(s: StageSettings, state: State, data: Images, validation: Images, c
         looked_at,
         images * training_flops(*shape, frozen=s.frozen) + looked_at * forward_flops(*shape),
         round(images / data.rows * data.bytes) + epochs * validation.bytes,
-        steps * sent_bytes(s, classes, workers),
+        steps * sent_bytes(s, classes, workers, bf16),
     )
 
 
@@ -92,12 +94,17 @@ def _image_flops(shape: Shape, view: View, sizes: Sizes) -> float:
     return sum(share * dense_flops(*shape, size) for size, share in sizes[view].items())
 
 
-def sent_bytes(s: StageSettings, classes: int, workers: int) -> int:
-    """What each of the workers sends to others in a step; statistics of batch norm are added along a tree of pairs."""
-    gradients = wire.sent(s, classes, workers, bf16=s.precision == "bf16")
+def sent_bytes(s: StageSettings, classes: int, workers: int, bf16: bool) -> int:
+    """What each of the workers sends to others in a step. `bf16`: the precision that is computed in."""
+    gradients = wire.sent(s, classes, workers, bf16)
+    return round(sum(each.bytes for each in gradients) + statistics_bytes(s, classes, workers))
+
+
+def statistics_bytes(s: StageSettings, classes: int, workers: int) -> float:
+    """Of batch norms, likewise; they are added along a tree of pairs."""
     trained = [layer for layer in table.layers(*Shape.of(s, classes)) if layer.name not in s.frozen]
     statistics = _FLOAT_BYTES * sum(2 * layer.channels for layer in trained if layer.block) if s.batch_norm else 0
-    return round(sum(each.bytes for each in gradients) + math.log2(workers) * statistics)
+    return math.log2(workers) * statistics
 
 
 def parameters(s: StageSettings, classes: int) -> int:

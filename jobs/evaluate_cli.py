@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mirror", action=argparse.BooleanOptionalAction, help="mirror images, too (default: as in training)"
     )
+    parser.add_argument(
+        "--precision",
+        default="float32",
+        choices=("float32", "tf32", "bf16"),
+        help="of the net's products on GPUs: tf32 and bf16 are faster (default: float32)",
+    )
     parser.add_argument("--workers", type=int, help="(default: one for each GPU, or one)")
     parser.add_argument("--cpus-per-worker", type=int, help="(default: all that there are, shared evenly)")
     parser.add_argument(
@@ -68,9 +75,9 @@ def evaluate(options: argparse.Namespace) -> None:
     nets = models(options.checkpoints)
     for model in nets:
         check(model, data, scales)
-    tests = [Trial("each", nets, modes, scales, options.mirror)]
+    tests = [Trial("each", nets, modes, scales, options.mirror, precision=options.precision)]
     if len(nets) > 1:
-        tests.append(Trial("fused", nets, modes, scales, options.mirror, fuse=True))
+        tests.append(replace(tests[0], name="fused", fuse=True))
     root = _root(options.storage) / "evaluations" / f"{_name(data)}-{data.manifest.fingerprint[:8]}"
     watch = Watch()
     watch.say(f"Ray: {launch.connect()}")
@@ -98,7 +105,7 @@ def _tracked(options: argparse.Namespace, data: DataSet, root: Location) -> Iter
     try:
         run = tracker.open_run(_name(data), None, origin.tags(None) | job_ids(), None)
         tracked.data_set(tracker, run, data, "validation")
-        told = ("checkpoints", "data", "mode", "scales", "mirror")
+        told = ("checkpoints", "data", "mode", "scales", "mirror", "precision")
         tracker.parameters(run, {key: public(str(getattr(options, key))) for key in told})
         with tracker.ending(run):
             yield tracker, run

@@ -8,9 +8,10 @@ from cluster import checkpoint
 from cluster.flops import training_flops
 from cluster.settings import EvaluationSettings, StageSettings
 from cluster.views import View, scales_of, views
-from jobs import decide, estimate, looks, outline, rates, schema, selection
+from jobs import decide, estimate, exchanged, looks, outline, rates, schema, selection
 from jobs.check import Checked
 from jobs.estimate import Files, Images, Shape, Sizes, Work
+from jobs.exchanged import Exchange
 from jobs.plan import Action, Decision, State
 from jobs.rates import Pace
 from jobs.selection import Choice
@@ -70,7 +71,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Forecast:
-    """`parts`: each after those that it waits for. `places`: that work side by side, at most, if the job says so."""
+    """`parts`: each after those that it waits for. `places`: that work side by side, at most, if the job says so.
+    `exchanges`: of gradients, in the stages of which something is left."""
 
     job: str
     training: Images
@@ -78,6 +80,7 @@ class Forecast:
     classes: int
     workers: int
     places: int | None
+    exchanges: tuple[Exchange, ...]
     parts: tuple[Part, ...]
 
     @property
@@ -161,7 +164,9 @@ def _forecast(
     parts, states = _unpaced(checked, choice, decisions, workers)
     paced = _paced(checked, parts, states, given, workers)
     classes, places = len(checked.training.manifest.classes), None if side_by_side == "auto" else side_by_side
-    return Forecast(job.name, *_sets(checked), classes, workers, places, tuple(paced))
+    left = {part.name: job.stages[part.name] for part in parts if part.work.steps}
+    sent = exchanged.exchanges(left, classes, workers, _gpus(checked))
+    return Forecast(job.name, *_sets(checked), classes, workers, places, tuple(sent), tuple(paced))
 
 
 def _unpaced(
@@ -203,7 +208,8 @@ def _stage(checked: Checked, decision: Decision, state: State, sets: tuple[Image
     part = Part(name, s.net, s.scale, decision.action, decision.reason, needs, Work(), Files(0, 0, 0))
     if decision.action in _NOTHING:
         return part
-    work = estimate.training(s, state, *sets, len(checked.training.manifest.classes), workers)
+    bf16 = exchanged.computes_in_bf16(s, _gpus(checked))
+    work = estimate.training(s, state, *sets, len(checked.training.manifest.classes), workers, bf16)
     return replace(part, work=work, epochs=max(0, s.epochs - state.epochs))
 
 
@@ -241,7 +247,7 @@ def _test(checked: Checked, model: str, wanted: Sequence[View], missing: Sequenc
 def _views(test: EvaluationSettings, net: Net) -> list[View]:
     mirror = net.flip if test.mirror is None else test.mirror
     scales = scales_of(test.scales, net.scale, net.input_size)
-    return [view for mode in test.mode for view in views(mode, scales, mirror)]
+    return [view for mode in test.mode for view in views(mode, scales, mirror, test.precision)]
 
 
 def _net(checked: Checked, model: str) -> Net:

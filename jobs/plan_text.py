@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import groupby
 from textwrap import fill
 from typing import Any
 
 from cluster import schedule
 from cluster.settings import StageSettings
+from cluster.wire import Sent
+from jobs.exchanged import Exchange
 from jobs.forecast import Forecast, Part
 from jobs.units import hours, scaled
 
@@ -88,10 +91,43 @@ def _notes(f: Forecast) -> Iterator[str]:
     if f.sum.sent_bytes:
         whole = scaled(f.sum.sent_bytes * f.workers, "B")
         yield f"sent: gradients, by each of the {f.workers} workers to others; {whole} by all of them."
+        yield from map(_exchange, f.exchanges)
+        yield from _assumed(f.exchanges)
     if kept := [part.files for part in f.parts if part.files and part.files.written]:
         number, size = sum(each.kept for each in kept), sum(each.bytes * each.kept for each in kept)
         yield f"saved: checkpoints; {number} of them, {scaled(size, 'B')}, stay on the storage."
     yield from _time(f)
+
+
+def _exchange(each: Exchange) -> str:
+    """By the names of convolutions; neighbours that send as much are told of together."""
+    sums, factors = ([layer for layer in each.layers if layer.way == way] for way in ("ddp", "factors"))
+    runs = [list(run) for _, run in groupby(sums, lambda layer: layer.bytes)]
+    parts = [", ".join(map(_run, runs))] * bool(runs)
+    parts += [f"as factors in {'bf16' if each.bf16 else 'float32'} {', '.join(map(_layer, factors))}"] * bool(factors)
+    parts += [f"statistics {scaled(each.statistics_bytes, 'B')}"] * bool(each.statistics_bytes)
+    whole, plain = scaled(each.bytes, "B"), scaled(each.plain_bytes, "B")
+    title = f"a step of {' and '.join(each.nets)} ({_listed(each.stages)})"
+    return f"{title}: {whole}, by plain DDP {plain}; {'; '.join(parts)}."
+
+
+def _run(run: Sequence[Sent]) -> str:
+    return f"{' '.join(layer.layer for layer in run)}{' each' * (len(run) > 1)} {scaled(run[0].bytes, 'B')}"
+
+
+def _layer(layer: Sent) -> str:
+    return f"{layer.layer} {scaled(layer.bytes, 'B')}"
+
+
+def _assumed(exchanges: Sequence[Exchange]) -> Iterator[str]:
+    assumed = {each.bf16 for each in exchanges if each.assumed}
+    if True in assumed:
+        yield "factors: taken to be in bf16, as GPUs from Ampere on compute; in float32 they are twice as large."
+    if False in assumed:
+        yield (
+            "factors: taken to be in float32, since the job does not say whether there are GPUs (gpus_per_worker); of "
+            "those that compute in bf16 they are half as large."
+        )
 
 
 def _time(f: Forecast) -> Iterator[str]:
@@ -145,6 +181,7 @@ def plain(forecast: Forecast) -> dict[str, Any]:
         "validation_set": asdict(f.validation),
         "classes": f.classes,
         "parts": [_plain(part) for part in f.parts],
+        "exchanges": [{**asdict(each), "bytes": each.bytes} for each in f.exchanges],
         "sum": {**asdict(f.sum), "hours": f.hours},
         "hours_side_by_side": {str(n): hours for n, hours in walls.items()},
     }

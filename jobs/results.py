@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from cluster import posteriors
 from cluster.metrics import Totals
 from cluster.posteriors import Posteriors
-from cluster.views import TestMode
+from cluster.views import Precision, TestMode
 from pipelines.location import Location
 
 
@@ -20,7 +20,7 @@ class Subject:
     `model`: the stage's name, or the file's. `net`: configuration, A to E. `trained`: S, smallest and largest.
     `scales`: the Q that were averaged. `posteriors`: files of its posteriors, one for each mode and Q, by their names
     in the folder of posteriors; their mean is what was tested. `mirror`: of images with their mirror images. `seal`: of
-    the net's file.
+    the net's file. `precision`: of the net's products.
     """
 
     model: str
@@ -33,6 +33,7 @@ class Subject:
     batch_norm: bool = False
     mirror: bool = False
     seal: str = ""
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True)

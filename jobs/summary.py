@@ -57,7 +57,9 @@ def title(result: Result) -> str:
     """`e-jitter, dense, Q 256 384 512, mirrored`"""
     names = " + ".join(subject.model for subject in result.subjects)
     scales = " + ".join(dict.fromkeys(" ".join(map(str, subject.scales)) for subject in result.subjects))
-    return f"{names}, {result.mode}, Q {scales}" + ", mirrored" * all(subject.mirror for subject in result.subjects)
+    mirrored = ", mirrored" * all(subject.mirror for subject in result.subjects)
+    precision = "".join(f", {p}" for p in dict.fromkeys(s.precision for s in result.subjects) if p != "float32")
+    return f"{names}, {result.mode}, Q {scales}{mirrored}{precision}"
 
 
 def facts(job: Stored, training: DataSet | None, validation: DataSet | None) -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ _TITLES = {
     5: "One net, dense, multi-crop and both",
     6: "Nets fused",
 }
-_WORDS = {"test", "model", "net", "mode", "mirrored"}  # columns of text, set to the left
+_WORDS = {"test", "model", "net", "mode", "mirrored", "precision"}  # columns of text, set to the left
 
 Value = str | int | float | None
 Lines = list[tuple[str, ...]]  # of a table, the head first
@@ -44,12 +44,14 @@ class Table:
 
     @property
     def lines(self) -> Lines:
-        """For people: the head, then rows, without columns that say nothing, and without that of the mirror images if
-        all were tested alike."""
+        """For people: the head, then rows, without columns that say nothing, without that of the mirror images if all
+        were tested alike, and without that of the precision if it is float32."""
         columns = [_cells(self.number, row) for row in self.rows]
         told = [name for name in columns[0] if any(cells[name] for cells in columns)]
         if len({cells["mirrored"] for cells in columns}) == 1:
             told.remove("mirrored")
+        if {cells["precision"] for cells in columns} == {"float32"}:
+            told.remove("precision")
         return [tuple(told), *(tuple(cells[name] or "-" for name in told) for cells in columns)]
 
 
@@ -122,12 +124,13 @@ def _cells(number: int, row: Row) -> dict[str, str]:
 
 def _subject_cells(result: Result) -> dict[str, str]:
     """Of fused nets, what all have in common is named once."""
-    values = {
+    values: dict[str, list[str]] = {
         "model": [subject.model for subject in result.subjects],
         "net": [subject.net + "-BN" * subject.batch_norm for subject in result.subjects],
         "S": [scale_text(subject.trained) for subject in result.subjects],
         "Q": [" ".join(map(str, subject.scales)) for subject in result.subjects],
         "mirrored": ["yes" if subject.mirror else "no" for subject in result.subjects],
+        "precision": [subject.precision for subject in result.subjects],
     }
     return {name: " + ".join(each if name == "model" else dict.fromkeys(each)) for name, each in values.items()}
 

@@ -16,7 +16,7 @@ from cluster.mailbox import Listen
 from cluster.metrics import Totals
 from cluster.place import Shape
 from cluster.posteriors import Posteriors
-from cluster.views import Scales, TestMode, View, scales_of, views
+from cluster.views import Precision, Scales, TestMode, View, scales_of, views
 from jobs import estimate, looks, outline, rates
 from jobs.checkpoints import Model
 from jobs.estimate import Images
@@ -43,9 +43,10 @@ class Trial:
     scales: Scales = "single"
     mirror: bool | None = None
     fuse: bool = False
+    precision: Precision = "float32"
 
     def views(self, model: Model, mode: TestMode) -> tuple[View, ...]:
-        return views(mode, self.scales_of(model), self.mirrors(model))
+        return views(mode, self.scales_of(model), self.mirrors(model), self.precision)
 
     def mirrors(self, model: Model) -> bool:
         return model.label.card.flip if self.mirror is None else self.mirror
@@ -122,7 +123,7 @@ def _compute(
         hear(record)
         watch.hear(name, record)
         if record["kind"] == "timed":
-            view = View(record["mode"], record["scale"], record["mirror"])
+            view = View(record["mode"], record["scale"], record["mirror"], record["precision"])
             spent.setdefault(view, Counter()).update({key: record[key] for key in ("images", "seconds", "net_seconds")})
 
     watch.begin(name, data.rows * len(missing))
@@ -133,6 +134,8 @@ def _compute(
         place = folder / f"{model.name}-{view.mode}-{view.scale}-{_key(model, view, data)}.parquet"
         _keep(place, replace(scores, origin=_origin(model, view)))
         watch.say(f"{name}: {view.mode}, Q = {view.scale}: {_in_words(scores.totals, spent[view])}")
+    if any(view.precision != "float32" for view in missing):
+        return  # what others are expected to take goes by float32
     seconds = sum(each["seconds"] for each in spent.values())
     try:
         rates.note_test(folder, _work(model, missing, data).flops, seconds, rates.device(on.gpus, on.cpus))
@@ -174,7 +177,7 @@ def _result(
         card = model.label.card
         files = tuple(there[_key(model, view, data)] for view in test.views(model, mode))
         kind = (card.input_size, card.width, card.batch_norm)
-        how = (test.mirrors(model), model.label.seal)
+        how = (test.mirrors(model), model.label.seal, test.precision)
         subjects.append(Subject(model.name, card.net, card.scale, test.scales_of(model), files, *kind, *how))
     result = Result(test.name, tuple(subjects), mode, len(data.manifest.classes), Totals(0, 0.0, 0, 0))
     try:

@@ -104,4 +104,5 @@ class Trials:
     def _trial(self, name: str, subjects: Sequence[str]) -> Trial:
         settings = self._settings(name)
         models = tuple(self._model(subject) for subject in subjects)
-        return Trial(name, models, tuple(settings.mode), settings.scales, settings.mirror, settings.fuse)
+        how = (settings.scales, settings.mirror, settings.fuse, settings.precision)
+        return Trial(name, models, tuple(settings.mode), *how)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks import gpu_right, gpu_step, report, right_input
+from benchmarks.loops import Case
 from benchmarks.report import Findings, Report
 from benchmarks.setting import Setting
 
@@ -32,7 +33,7 @@ def test_what_is_to_be_right_is_so_on_the_cpu(setting: Setting, monkeypatch: pyt
 
 
 def test_a_wrong_net_is_told_of(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the second of the two precisions, as if a GPU had rounded its float32 products."""
+    """As if float32 products were rounded to TF32."""
     outcome = gpu_right._outcome
 
     def rough(net: torch.nn.Module, images: torch.Tensor, *others: object, **options: bool) -> object:
@@ -45,25 +46,24 @@ def test_a_wrong_net_is_told_of(setting: Setting, monkeypatch: pytest.MonkeyPatc
 
 
 def test_steps_of_all_kinds_run(setting: Setting) -> None:
-    torch.backends.cudnn.benchmark = False
     gpu_step.run(setting)
     findings = found(setting)
     assert findings.error is None
     assert findings.passed, [check for check in findings.checks if not check.passed]
     rows = findings.tables[gpu_step._STEPS]
-    assert len(rows) == 22
+    assert len(rows) == 21
     assert all(row["images_per_second"] for row in rows)
     assert {row["what"] for row in rows} == {"bare", "Step"}
 
 
 def test_running_out_of_memory_is_a_row(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    def too_large(setting: Setting, case: gpu_step.Case) -> None:
+    def too_large(setting: Setting, case: Case) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(gpu_step, "bare_step", too_large)
     bench = gpu_step._Bench(setting)
     bench.find_peaks()
-    setting.each([bench.bare_piece(gpu_step.Case(batch=512))])
+    setting.each([bench.bare_piece(Case(batch=512))])
     findings = found(setting)
     assert findings.error is None
     (row,) = findings.tables[gpu_step._STEPS]

@@ -6,72 +6,85 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import compare, gpu, host, kernels, report
-from benchmarks.report import Check, Report
+from benchmarks.report import Check, Findings, Report
 from benchmarks.setting import Piece, Setting
 
 # Parts that stand in for the real ones, each a module that `gpu` imports in the part's own process.
 FAKES = {
     "right": "setting.report.check('error', 0.5, most=1)\n    setting.report.row('speeds', net='D', ms=2.5)",
-    "input": "setting.report.check('error', 2, most=1)",
-    "step": "setting.report.check('error', 0, most=1)\n    time.sleep(600)",
     "together": "setting.report.check('error', 0, most=1)\n    os.kill(os.getpid(), signal.SIGSEGV)",
     "tests": "raise ValueError('no such thing')",
-    "chain": "pass",
 }
 
 
-@pytest.fixture(scope="module")
-def faked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a `benchmarks` whose parts are fakes, and short limits."""
-    root = tmp_path_factory.mktemp("fakes")
-    package = root / "benchmarks"
+@pytest.fixture
+def faked(tmp_path: Path) -> Path:
+    """A folder with a `benchmarks` whose parts are fakes."""
+    package = tmp_path / "benchmarks"
     package.mkdir()
-    own = Path(gpu.__file__).parent
-    for file in ("__init__.py", "report.py", "setting.py"):
-        (package / file).symlink_to(own / file)
-    text = (own / "gpu.py").read_text()
-    assert text.count("_GRACE_SECONDS = 5.0") == 1
-    limits = "_GRACE_SECONDS = 0.0\nPARTS = {name: (title, 2) for name, (title, _) in PARTS.items()}"
-    (package / "gpu.py").write_text(text.replace("_GRACE_SECONDS = 5.0", limits))
+    for file in ("__init__.py", "gpu.py", "report.py", "setting.py"):
+        (package / file).symlink_to(Path(gpu.__file__).parent / file)
     for part, body in FAKES.items():
-        (package / f"gpu_{part}.py").write_text(f"import os, signal, time\n\n\ndef run(setting):\n    {body}\n")
-    return root
-
-
-def ran(root: Path, *parts: str) -> tuple[int, dict[str, dict[str, object]], str]:
-    """The exit status, what the JSON has of each part, and the text."""
-    found = root / "found.json"
-    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{Path(gpu.__file__).parent.parent}"}
-    command = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--json", str(found), "--parts", *parts]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-    return done.returncode, json.loads(found.read_text())["parts"], done.stdout
+        (package / f"gpu_{part}.py").write_text(f"import os, signal\n\n\ndef run(setting):\n    {body}\n")
+    return tmp_path
 
 
 def test_what_a_part_finds_comes_through_and_one_that_crashes_costs_the_others_nothing(faked: Path) -> None:
-    status, parts, text = ran(faked, "tests", "together", "input", "chain", "right")
-    assert status == 1
+    json_file, root = faked / "found.json", Path(gpu.__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": f"{faked}{os.pathsep}{root}"}
+    command = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--json", str(json_file), "--parts"]
+    done = subprocess.run(
+        [*command, "tests", "together", "right"],
+        cwd=faked,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stdout.endswith("wrong: tests, together\n")
+    parts = json.loads(json_file.read_text())["parts"]
     assert {name: (part["passed"], part["error"]) for name, part in parts.items()} == {
         "tests": (False, "ValueError: no such thing"),
         "together": (False, "signal SIGSEGV"),
-        "input": (False, None),  # a bound is missed
-        "chain": (False, None),  # nothing was checked
         "right": (True, None),
     }
     assert parts["together"]["checks"], "what it had found before"
     assert parts["right"]["tables"] == {"speeds": [{"net": "D", "ms": 2.5}]}
-    assert text.endswith("wrong: tests, together, input, chain\n")
 
 
-def test_all_is_well_if_every_check_passes(faked: Path) -> None:
-    status, _, text = ran(faked, "right")
-    assert status == 0
-    assert text.endswith("all checks passed\n")
+def test_it_ends_with_0_only_if_all_was_checked_and_passed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = Check("error", 0, most=1), Check("error", 2, most=1)
+    found = {"right": Findings([good]), "input": Findings([good, bad]), "step": Findings()}
+    monkeypatch.setattr(gpu, "_guarded", lambda part, options, folder, limit: found[part])
+    assert gpu.main(["--parts", "right"]) == 0
+    assert capsys.readouterr().out.endswith("all checks passed\n")
+    assert gpu.main(["--parts", "right", "input", "step"]) == 1
+    assert capsys.readouterr().out.endswith("wrong: input, step\n")
+
+
+def test_a_part_has_its_own_time_and_what_others_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, float] = {}
+
+    def guarded(part: str, options: object, folder: Path, limit: float) -> Findings:
+        given[part] = limit
+        return Findings()
+
+    monkeypatch.setattr(gpu, "_guarded", guarded)
+    assert sum(seconds for _, seconds in gpu.PARTS.values()) <= gpu._ALL_SECONDS
+    gpu.main(["--parts", "input", "chain"])
+    left = gpu._ALL_SECONDS - gpu.PARTS["chain"][1]
+    assert left - 1 < given["input"] <= left
+    assert left < given["chain"] <= gpu._ALL_SECONDS
 
 
 def test_a_part_that_hangs_is_killed_with_its_children_and_leaves_what_it_had(
@@ -88,9 +101,8 @@ def test_a_part_that_hangs_is_killed_with_its_children_and_leaves_what_it_had(
     shell.write_text(f"#!/bin/sh\n{program}\n")
     shell.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(shell))
-    monkeypatch.setattr(gpu, "PARTS", {"step": ("Steps", 1)})
     monkeypatch.setattr(gpu, "_GRACE_SECONDS", 0.0)
-    found = gpu._guarded("step", gpu._parser().parse_args([]), tmp_path)
+    found = gpu._guarded("step", gpu._parser().parse_args([]), tmp_path, limit=1.0)
     assert found.error == "its time, 1 s"
     assert [check.name for check in found.checks] == ["n"]
     assert not found.passed
@@ -198,8 +210,6 @@ def test_overlapping_kernels_count_once() -> None:
 
 
 def test_waits_are_counted_by_the_place_that_waits(tmp_path: Path) -> None:
-    import warnings
-
     setting = Setting(torch.device("cpu"), True, tmp_path, None, time.monotonic() + 50, Report(tmp_path / "part.jsonl"))
 
     def step() -> None:

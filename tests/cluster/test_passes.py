@@ -1,5 +1,7 @@
 """Probabilities of whole images and of crops, against slow ways to the same."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cluster import init
-from cluster.passes import Passes, dense_scores, of_crops, of_wholes, plain_scores, regrouped
+from cluster.passes import Passes, Scores, dense_scores, of_crops, of_wholes, plain_scores, precisely, regrouped
 from cluster.stopwatch import Stopwatch
 from cluster.vgg import VGG
 from pipelines.errors import TrainingError
@@ -154,3 +156,28 @@ def test_regrouped_rows_are_the_same_in_full_groups(lengths: list[int], n: int) 
     assert [len(group) for group in groups[:-1]] == [n] * (len(groups) - 1)
     assert torch.equal(torch.cat([rows[:0], *groups]), rows)
     assert all(0 < len(group) <= n for group in groups)
+
+
+@pytest.mark.parametrize("scores", [dense_scores, plain_scores])
+def test_bf16_is_near_and_leaves_what_comes_after_to_float32(scores: Callable[[VGG], Scores]) -> None:
+    model, images = net(input_size=32), torch.randn(4, 3, 32, 32)
+    with torch.inference_mode():
+        exact = passes(scores(model)).probabilities(images, True)
+        with precisely("bf16", CPU):
+            found = passes(scores(model)).probabilities(images, True)
+        with precisely("tf32", CPU):
+            assert torch.equal(passes(scores(model)).probabilities(images, True), exact)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.sum(1), torch.ones(4))  # which a soft-max in bf16 would miss in the third digit
+    assert 0 < (found - exact).abs().max() < 0.01
+
+
+def test_the_process_is_left_as_it_was() -> None:
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    for precision, tf32 in (("float32", False), ("tf32", True), ("bf16", False)):
+        with precisely(precision, CPU):  # type: ignore[arg-type]
+            assert (cudnn.allow_tf32, matmul.allow_tf32) == (tf32, tf32)
+            assert torch.is_autocast_enabled("cpu") == (precision == "bf16")
+        assert (cudnn.allow_tf32, matmul.allow_tf32) == before
+    assert not torch.is_autocast_enabled("cpu")

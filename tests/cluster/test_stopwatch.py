@@ -77,11 +77,63 @@ def test_a_reading_holds_the_processor_time_of_the_process() -> None:
     assert watch.read().cpu_seconds <= stopwatch.time.process_time() - before
 
 
-def test_blocks_wait_for_the_device_only_if_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    waited: list[torch.device] = []
-    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
-    cuda = torch.device("cuda", 0)
-    for watch in (Stopwatch(cuda), Stopwatch(CPU, synchronise=True), Stopwatch(cuda, synchronise=True)):
-        with watch("forward"):
-            pass
-    assert waited == [cuda]
+class Gpu:
+    """One that works off what it is given: `launch` some seconds of it; the program's own time passes by `clock`."""
+
+    def __init__(self, clock: Clock, patch: pytest.MonkeyPatch) -> None:
+        self.clock, self.free = clock, 0.0
+        patch.setattr(torch.cuda, "Event", lambda enable_timing: Event(self))
+        patch.setattr(torch.cuda, "current_stream", lambda device: device)
+
+    def launch(self, seconds: float) -> None:
+        self.free = max(self.free, self.clock.now) + seconds
+
+
+class Event:
+    def __init__(self, gpu: Gpu) -> None:
+        self.gpu, self.at = gpu, 0.0
+
+    def record(self, stream: object) -> None:
+        self.at = max(self.gpu.free, self.gpu.clock.now)
+
+    def synchronize(self) -> None:
+        self.gpu.clock.now = max(self.gpu.clock.now, self.at)
+
+    def elapsed_time(self, other: "Event") -> float:
+        return 1000 * (other.at - self.at)
+
+
+def test_on_a_gpu_the_parts_are_the_devices_time() -> None:
+    """Of a program that runs ahead of it, and then waits for images while the device has nothing to do."""
+    with pytest.MonkeyPatch.context() as patch:
+        clock = Clock(patch)
+        gpu, watch = Gpu(clock, patch), Stopwatch(torch.device("cuda", 0))
+        for waiting in (0.0, 3.0, 15.0):
+            with watch("input"):
+                clock.now += waiting
+            with watch("forward"):
+                clock.now += 1
+                gpu.launch(4)
+            with watch("backward"):
+                clock.now += 1
+                gpu.launch(8)
+        reading = watch.read()
+    # The first batch is there at once, and nothing is ahead of the first forward pass. The second one's images come at
+    # 2 + 3, while the device is busy until 13. The third one's come at 7 + 15 = 22; it is busy until 25.
+    assert reading.parts == {**dict.fromkeys(PARTS, 0), "forward": 1 + 3 * 4, "backward": 3 * 8}
+    assert reading.seconds == 37
+
+
+def test_on_a_gpu_what_the_device_waits_for_is_input() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        clock = Clock(patch)
+        gpu, watch = Gpu(clock, patch), Stopwatch(torch.device("cuda", 0))
+        for _ in range(3):
+            with watch("forward"):
+                gpu.launch(4)
+            with watch("input"):
+                clock.now += 6
+        reading = watch.read()
+    assert reading.parts["input"] == 3 * 2
+    assert reading.parts["forward"] == 3 * 4
+    assert reading.seconds == 18

@@ -56,7 +56,7 @@ def test_gpus_are_named_by_number_and_what_one_does_not_tell_is_left_out(monkeyp
     monkeypatch.setattr(system, "_gpu_memory", lambda gpu: {"memory_usage_megabytes": 10.0 * gpu})
     monkeypatch.setattr(system, "_gpu_utilisation", lambda gpu: {"utilization_percentage": 100})
     monkeypatch.setattr(system, "_gpu_power", refused)
-    monkeypatch.setattr(system, "_gpus", lambda: [1, 2])
+    monkeypatch.setattr(system, "_gpus", lambda: {0: 1, 1: 2})
     values = Reading()()
     assert {key: value for key, value in values.items() if key.startswith("gpu")} == {
         "gpu_0_memory_usage_megabytes": 10.0,
@@ -64,6 +64,18 @@ def test_gpus_are_named_by_number_and_what_one_does_not_tell_is_left_out(monkeyp
         "gpu_1_memory_usage_megabytes": 20.0,
         "gpu_1_utilization_percentage": 100,
     }
+
+
+def test_a_gpu_that_is_lost_takes_no_other_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def handle(number: int) -> str:
+        if number == 1:
+            raise system.pynvml.NVMLError_GpuIsLost()
+        return f"gpu {number}"
+
+    monkeypatch.setattr(system.pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(system.pynvml, "nvmlDeviceGetCount", lambda: 3)
+    monkeypatch.setattr(system.pynvml, "nvmlDeviceGetHandleByIndex", handle)
+    assert system._gpus() == {0: "gpu 0", 2: "gpu 2"}
 
 
 def test_samples_come_while_the_block_lasts_and_a_failure_is_a_warning(

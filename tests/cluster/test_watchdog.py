@@ -5,6 +5,9 @@ import subprocess
 import sys
 import time
 
+import pytest
+
+from cluster import network
 from cluster.network import interface_of
 from cluster.watchdog import Watchdog
 
@@ -44,3 +47,11 @@ def test_a_hang_that_keeps_the_interpreters_lock_ends_the_process() -> None:
 def test_the_interface_of_an_address_is_found() -> None:
     assert interface_of("127.0.0.1") in {name for _, name in socket.if_nameindex() if name.startswith("lo")}
     assert interface_of("192.0.2.77") is None
+
+
+def test_the_interface_is_chosen_by_its_whole_name_unless_a_user_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    loopback = interface_of("127.0.0.1")
+    monkeypatch.setattr(network.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    monkeypatch.setattr(network.os, "environ", environment := {"GLOO_SOCKET_IFNAME": "mine"})
+    network._choose_interface()
+    assert environment == {"GLOO_SOCKET_IFNAME": "mine", "NCCL_SOCKET_IFNAME": f"={loopback}"}

@@ -59,6 +59,8 @@ def test_tests_of_a_stage_that_is_trained_anew_are_left_out(copied: Path) -> Non
         ({"single": {"models": ["a", "e"], "scales": "several"}}, {"single": 2}, False),
         ({"single": {"models": ["a", "e"], "mirror": False}}, {"single": 2}, False),
         ({"single": {"models": ["a", "e"], "mirror": True}}, {}, True),
+        ({"single": {"models": ["a", "e"], "precision": "float32"}}, {}, True),
+        ({"single": {"models": ["a", "e"], "precision": "tf32"}}, {"single": 2}, False),
         ({"single": {"models": ["a", "e"], "fuse": True}}, {"single": 2}, False),
         ({"together": {"models": ["a", "e"], "scales": [34]}}, {"together": 1}, False),
         ({"several": {"models": ["e"], "scales": [40, 36, 32], "mode": ["both"]}}, {"several": 1}, True),

@@ -1,8 +1,6 @@
 """What is estimated of a stage and of a test, beside what real ones do and leave behind."""
 
 import math
-import socket
-import struct
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from cluster import checkpoint
+from cluster import checkpoint, traffic
 from cluster.attempt import Stage
 from cluster.evaluate import Evaluation, Viewer
 from cluster.settings import CheckpointSettings, StageSettings
@@ -65,7 +63,7 @@ def test_any_net_has_as_many_parameters_as_torch_counts(net: str, classes: int, 
 
 
 def test_the_papers_training_is_as_long_as_its_authors_say() -> None:
-    work = estimate.training(paper("E"), NOTHING, Images(1_281_167, 0), Images(50_000, 0), 1000, 4)
+    work = estimate.training(paper("E"), NOTHING, Images(1_281_167, 0), Images(50_000, 0), 1000, 4, False)
     assert work.steps == 74 * 5005  # about 370 K, section 3.1
     forward, training = (1e9 * gflop for gflop in TABLE["E"])
     assert work.flops == pytest.approx(74 * (1_281_167 * training + 50_000 * forward), rel=1e-3)
@@ -118,7 +116,7 @@ def trained(picture_set: DataSet, tmp_path_factory: pytest.TempPathFactory) -> T
 
 def test_steps_and_images_are_those_of_a_real_training(trained: Trained) -> None:
     s, data = trained.stage.settings, images(trained.training)
-    work = estimate.training(s, NOTHING, data, data, 3, 1)
+    work = estimate.training(s, NOTHING, data, data, 3, 1, False)
     assert (work.steps, work.images) == (trained.ticks["rows"], trained.rows)
     assert work.looked_at == trained.ticks["epoch"] * trained.validation.rows
     assert work.sent_bytes == 0
@@ -131,7 +129,7 @@ def test_bytes_read_are_those_of_the_row_groups_of_a_real_training(trained: Trai
     sizes = [sum(group.column(c).total_compressed_size for c in range(group.num_columns)) for group in groups]
     assert len(sizes) > 8
     read = sum(times * sizes[group] for group, times in trained.groups_read.items())
-    assert estimate.training(s, NOTHING, data, data, 3, 1).read_bytes == pytest.approx(read, rel=0.15)
+    assert estimate.training(s, NOTHING, data, data, 3, 1, False).read_bytes == pytest.approx(read, rel=0.15)
 
 
 def test_checkpoints_are_as_large_and_as_many_as_those_of_a_real_training(trained: Trained) -> None:
@@ -168,15 +166,15 @@ def test_checkpoints_inside_epochs_follow_from_the_time_that_these_take() -> Non
 def test_what_is_done_and_what_is_left_are_the_whole(rows: int, batch: int, epochs: int, data: st.DataObject) -> None:
     s, of, steps = paper("A", epochs=epochs, batch=batch), Images(rows, 1000 * rows), -(-rows // batch)
     done, step = data.draw(st.integers(0, epochs - 1)), data.draw(st.integers(0, steps - 1))
-    left = estimate.training(s, State(False, done, step), of, Images(3, 30), 10, 4)
+    left = estimate.training(s, State(False, done, step), of, Images(3, 30), 10, 4, False)
     assert left.steps == epochs * steps - done * steps - step
     assert left.images == sum(
         min(batch, rows - (k % steps) * batch) for k in range(done * steps + step, epochs * steps)
     )
     assert left.looked_at == 3 * (epochs - done)
-    whole = estimate.training(s, NOTHING, of, Images(3, 30), 10, 4)
+    whole = estimate.training(s, NOTHING, of, Images(3, 30), 10, 4, False)
     assert left.sent_bytes * whole.steps == whole.sent_bytes * left.steps
-    assert estimate.training(s, State(False, epochs), of, Images(3, 30), 10, 4) == estimate.Work()
+    assert estimate.training(s, State(False, epochs), of, Images(3, 30), 10, 4, False) == estimate.Work()
 
 
 def test_operations_of_a_test_are_those_that_torch_counts(trained: Trained) -> None:
@@ -193,18 +191,6 @@ def test_operations_of_a_test_are_those_that_torch_counts(trained: Trained) -> N
     assert work.looked_at == 3 * trained.validation.rows
 
 
-def sent() -> int:
-    """Bytes that this process has sent over its TCP connections, as the kernel counts them."""
-    total = 0
-    for path in Path("/proc/self/fd").iterdir():
-        if path.exists() and path.is_socket():
-            with socket.socket(fileno=socket.dup(int(path.name))) as found:
-                if found.family in (socket.AF_INET, socket.AF_INET6) and found.type == socket.SOCK_STREAM:
-                    info = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-                    total += struct.unpack_from("Q", info, 200)[0]  # tcpi_bytes_sent: linux/tcp.h
-    return total
-
-
 STEPS = 3
 KINDS: tuple[dict[str, object], ...] = (
     {},
@@ -214,6 +200,7 @@ KINDS: tuple[dict[str, object], ...] = (
     {"batch_norm": True},
     {"exchange": "ddp"},
     {"exchange": "factors", "exchange_precision": "bf16"},
+    {"precision": "bf16"},
 )
 
 
@@ -226,11 +213,11 @@ def sent_in_steps(world: World) -> list[int]:
         for name, parameter in net.named_parameters():
             parameter.requires_grad_(not s.freeze or not name.startswith(("fc1", "conv5")))
         step = Step(net, world, s, Order((80,), 8, 0))
-        before = sent()
+        before = traffic.by_connections()
         for i in range(STEPS):
             rows = torch.arange(2)
             step.gradients(Batch(torch.zeros(2, 3, 32, 32), rows, rows, 8), i)
-        found.append(sent() - before)
+        found.append(traffic.by_connections() - before)
     return found
 
 
@@ -238,10 +225,11 @@ def test_workers_send_what_a_kernel_counts_of_real_steps() -> None:
     size = 4
     by_rank = together(size, sent_in_steps)
     for k, changes in enumerate(KINDS):
-        expected = STEPS * estimate.sent_bytes(settings(width=0.2, batch=8, **changes), 10, size)
+        s = settings(width=0.2, batch=8, **changes)
+        expected = STEPS * estimate.sent_bytes(s, 10, size, s.precision == "bf16")
         counted = sum(each[k] for each in by_rank) / size
         assert counted == pytest.approx(expected, rel=0.06), changes
-    assert estimate.sent_bytes(settings(), 10, 1) == 0
+    assert estimate.sent_bytes(settings(), 10, 1, False) == 0
     assert math.log2(size) * 4 * estimate.parameters(settings(), 10) == estimate.sent_bytes(
-        settings(reproducible="exact", exchange="ddp"), 10, size
+        settings(reproducible="exact", exchange="ddp"), 10, size, False
     )

@@ -75,7 +75,7 @@ def test_tests_with_and_without_mirror_images_are_two_series() -> None:
     mirrored = [replace(r, subjects=(replace(r.subjects[0], mirror=True),), test="m") for r in plain]
     assert curves.series([plain[0], mirrored[1]]) == {}
     both = curves.series([*plain, *mirrored])
-    assert both == {("a", "dense", False): plain, ("a", "dense", True): mirrored}
+    assert both == {("a", "dense", False, "float32"): plain, ("a", "dense", True, "float32"): mirrored}
     picture, alone = curves.by_scale([*plain, *mirrored]), curves.by_scale(mirrored)
     assert picture is not None
     assert alone is not None
@@ -94,7 +94,7 @@ def test_control_characters_in_names_leave_pictures_whole() -> None:
 def test_of_many_nets_the_best_are_drawn() -> None:
     results = [result(f"net-{i}", (q,), 500 - 10 * i) for i in range(20) for q in (256, 384)]
     shown = curves.series(results)
-    assert [model for model, _, _ in shown] == [f"net-{i}" for i in range(20 - curves.SERIES_MOST, 20)]
+    assert [model for model, _, _, _ in shown] == [f"net-{i}" for i in range(20 - curves.SERIES_MOST, 20)]
 
 
 @pytest.mark.parametrize("classes", [1, 2, 20, 21, 100])

@@ -91,6 +91,17 @@ in all                        10     60  4.65 k  33.2 G  {all:>7}  10.7 MB  6.14
 
 All of it at most: a stage may end before its last epoch, where its schedule says so.
 sent: gradients, by each of the 2 workers to others; 21.5 MB by all of them.
+a step of A (a): 167 kB, by plain DDP 295 kB; conv1_1 336 B, conv2_1 672 B, conv3_1 2.86 kB, conv3_2
+    6.14 kB, conv4_1 12.3 kB, conv4_2 conv5_1 conv5_2 each 24.4 kB, fc1 22.1 kB, fc3 8.24 kB; as
+    factors in float32 fc2 41.0 kB.
+a step of B (b): 169 kB, by plain DDP 297 kB; conv1_1 conv1_2 each 336 B, conv2_1 672 B, conv2_2
+    1.32 kB, conv3_1 2.86 kB, conv3_2 6.14 kB, conv4_1 12.3 kB, conv4_2 conv5_1 conv5_2 each 24.4
+    kB, fc1 22.1 kB, fc3 8.24 kB; as factors in float32 fc2 41.0 kB.
+a step of D (d): 224 kB, by plain DDP 352 kB; conv1_1 conv1_2 each 336 B, conv2_1 672 B, conv2_2
+    1.32 kB, conv3_1 2.86 kB, conv3_2 conv3_3 each 6.14 kB, conv4_1 12.3 kB, conv4_2 conv4_3 conv5_1
+    conv5_2 conv5_3 each 24.4 kB, fc1 22.1 kB, fc3 8.24 kB; as factors in float32 fc2 41.0 kB.
+factors: taken to be in float32, since the job does not say whether there are GPUs
+    (gpus_per_worker); of those that compute in bf16 they are half as large.
 saved: checkpoints; 8 of them, 4.95 MB, stay on the storage.
 time: 2 images/s for d, as given; others by their operations.
 time of tests: at the pace of training; in float32, so that GPUs that train in bf16 take longer.
@@ -210,8 +221,8 @@ def test_the_papers_job_comes_to_what_one_reckons_by_hand(tmp_path: Path, capsys
         assert (part["images"], part["looked_at"]) == (74 * rows, 74 * checked)
         assert part["flops"] == pytest.approx(74e9 * (rows * training + checked * forward), rel=1e-3)
         assert part["hours"] == pytest.approx(part["flops"] / (3000 * 117.62e9) / 3600, rel=1e-3)
-        # 2 * 7/8 * 4 bytes of each convolution's, and 7/8 * 4 of each image's factors
-        by_step = 7 * (PARAMETERS[net] - 123_642_856) + 3.5 * 256 * (25088 + 3 * 4096 + 4096 + 1000)
+        # 2 * 7/8 * 4 bytes of each convolution's, and 7/8 * 2 of each image's factors, which a GPU has in bf16
+        by_step = 7 * (PARAMETERS[net] - 123_642_856) + 1.75 * 256 * (25088 + 3 * 4096 + 4096 + 1000)
         assert part["sent_bytes"] == 74 * 5005 * by_step
         assert part["read_bytes"] == 74 * (imagenet.TRAINING_BYTES + DataSet.open(val).manifest.total_bytes)
         hourly = int(part["hours"] * 60 / 74 / 10)
@@ -228,6 +239,60 @@ def test_the_papers_job_comes_to_what_one_reckons_by_hand(tmp_path: Path, capsys
     assert crops > 3 * 50 * checked * 39.26e9
     text = printed(capsys, job, *changes, "--workers", "8", "--images-per-second", "3000")
     assert max(map(len, text.splitlines())) <= 105
+
+
+def exchanges(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    """By the first of its stages."""
+    return {each["stages"][0]: each for each in numbers(capsys, *arguments)["exchanges"]}
+
+
+def test_exchanges_add_up_to_what_a_step_sends(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = {"exchange=auto": 1, "exchange=ddp": 1, "batch_norm=true": 1, "exchange_precision=bf16": 2}
+    for change, smaller in kinds.items():
+        arguments = [job, "--workers", "4", f"--set=train.{change}"]
+        parts, found = numbers(capsys, *arguments)["parts"], exchanges(capsys, *arguments)
+        assert list(found) == ["a", "b", "d"]
+        for name, each in found.items():
+            assert each["bytes"] == sum(layer["bytes"] for layer in each["layers"]) + each["statistics_bytes"]
+            assert parts[name]["sent_bytes"] == parts[name]["steps"] * round(each["bytes"])
+            assert each["plain_bytes"] == pytest.approx(smaller * sum(layer["ddp_bytes"] for layer in each["layers"]))
+            assert (each["bytes"] < each["plain_bytes"]) == (change != "exchange=ddp")
+
+
+def test_stages_that_send_the_same_are_told_of_together(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = ("stages.b.net=A-LRN", "stages.d.net=A", "stages.d.freeze=[features]")
+    arguments = [job, *(f"--set={change}" for change in changes)]
+    found = exchanges(capsys, *arguments)
+    assert [(each["stages"], each["nets"]) for each in found.values()] == [(["a", "b"], ["A", "A-LRN"]), (["d"], ["A"])]
+    assert [layer["layer"] for layer in found["d"]["layers"]] == ["fc1", "fc2", "fc3"]
+    assert "a step of A and A-LRN (a, b): " in printed(capsys, *arguments)
+
+
+def test_what_is_done_and_one_worker_exchange_nothing(run: Path, job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exchanges(capsys, str(run / "job.yaml")) == {}
+    assert exchanges(capsys, job, "--workers", "1") == {}
+    assert "a step of" not in printed(capsys, job, "--workers", "1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "bf16", "told"),
+    [
+        (["cluster.gpus_per_worker=0"], False, None),
+        ([], False, "taken to be in float32, since the job does not say"),
+        (["cluster.gpus_per_worker=1"], True, "taken to be in bf16, as GPUs from Ampere on"),
+        (["cluster.gpus_per_worker=1", "train.precision=float32"], False, None),
+        (["cluster.gpus_per_worker=0", "train.precision=bf16"], True, None),
+        (["train.exchange=ddp"], False, None),
+    ],
+)
+def test_the_factors_precision_is_the_jobs_or_is_assumed_and_told_of(
+    job: str, changes: list[str], bf16: bool, told: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [job, *(f"--set={change}" for change in changes)]
+    assert {each["bf16"] for each in exchanges(capsys, *arguments).values()} == {bf16}
+    text = printed(capsys, *arguments).replace("\n    ", " ")
+    assert ("factors: " in text) == (told is not None)
+    assert told is None or told in text
 
 
 def test_numbers_have_three_digits_and_a_unit() -> None:

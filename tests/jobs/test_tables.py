@@ -84,6 +84,15 @@ def test_mirror_images_are_named_where_tests_differ_in_them() -> None:
     assert where([plain, crops]) == {4: [("D", "dense")], 5: [("D", "multi-crop")]}, "not the same views"
 
 
+def test_the_precision_is_named_where_it_is_not_float32() -> None:
+    exact, rounded = result(), result(precision="tf32")
+    for found, named in (([exact], None), ([rounded], ["tf32"]), ([exact, rounded], ["float32", "tf32"])):
+        (table,) = tables.tables(found)
+        told = [line[table.lines[0].index("precision")] for line in table.lines[1:]] if named else None
+        assert told == named
+        assert ("precision" in table.lines[0]) == (named is not None)
+
+
 def test_nets_stand_in_the_order_of_tests_and_their_modes_below_one_another() -> None:
     found = [result(net, mode=mode) for mode in ("multi-crop", "dense") for net in ("E", "D")]
     modes = ("dense", "multi-crop")

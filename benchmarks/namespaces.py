@@ -1,0 +1,104 @@
+"""Network namespaces, one for each worker, joined by links of a given bandwidth: Linux' iproute2, as root.
+
+    worker 0's namespace          the bridge's namespace          worker 1's namespace
+    eth0, 10.77.0.1  <-- veth -->  port0   bridge   port1  <-- veth -->  eth0, 10.77.0.2
+
+Nothing is made in the machine's own namespace, whose firewall would see to bridged packets, and removing the namespaces
+removes all that is in them.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from pipelines.errors import BenchError
+
+INTERFACE = "eth0"
+_BURST_BYTES = 1 << 20  # what may go at once: a packet has up to 64 KiB, and 25 Gbit/s are 3 MB in a millisecond
+_QUEUE_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Links:
+    """`run`: a name for this run, which no other has."""
+
+    run: str
+    workers: int
+
+    def namespace(self, rank: int) -> str:
+        return f"{self.run}-{rank}"
+
+    @property
+    def bridge(self) -> str:
+        return f"{self.run}-bridge"
+
+    def address(self, rank: int) -> str:
+        return f"10.77.0.{rank + 1}"
+
+    def command(self, rank: int, program: list[str]) -> list[str]:
+        """That runs a program in the worker's namespace, as the same process."""
+        return ["ip", "netns", "exec", self.namespace(rank), *program]
+
+    def shape(self, gbit: float) -> None:
+        """Each worker's link, in both directions, to so many Gbit/s."""
+        for rank in range(self.workers):
+            for namespace, interface in ((self.namespace(rank), INTERFACE), (self.bridge, f"port{rank}")):
+                _shape(namespace, interface, gbit)
+
+
+def refusal() -> str | None:
+    """Why there can be no such links here, or None if there can."""
+    if os.geteuid() != 0:
+        return "network namespaces take root"
+    for program in ("ip", "tc"):
+        if shutil.which(program) is None:
+            return f"there is no {program} (Debian's package iproute2)"
+    try:
+        with links(1) as made:
+            made.shape(1)
+    except BenchError as error:
+        return str(error)
+    return None
+
+
+@contextmanager
+def links(workers: int) -> Iterator[Links]:
+    """Removed at the end, whatever happens; processes in them have to have ended. Raises BenchError."""
+    made = Links(f"verydeep-{os.getpid()}", workers)
+    namespaces = [made.bridge, *map(made.namespace, range(workers))]
+    try:
+        for name in namespaces:
+            _call("ip", "netns", "add", name)
+        _join(made)
+        yield made
+    finally:
+        for name in namespaces:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+
+def _join(made: Links) -> None:
+    _call("ip", "-n", made.bridge, "link", "add", "bridge", "type", "bridge")
+    _call("ip", "-n", made.bridge, "link", "set", "bridge", "up")
+    for rank in range(made.workers):
+        own, port = made.namespace(rank), f"port{rank}"
+        _call("ip", "-n", made.bridge, "link", "add", port, "type", "veth", "peer", "name", INTERFACE, "netns", own)
+        _call("ip", "-n", made.bridge, "link", "set", port, "master", "bridge", "up")
+        _call("ip", "-n", own, "address", "add", f"{made.address(rank)}/24", "dev", INTERFACE)
+        _call("ip", "-n", own, "link", "set", INTERFACE, "up")
+        _call("ip", "-n", own, "link", "set", "lo", "up")
+
+
+def _shape(namespace: str, interface: str, gbit: float) -> None:
+    size = ("burst", str(_BURST_BYTES), "limit", str(_QUEUE_BYTES))
+    rate = f"{round(gbit * 1e9)}bit"
+    _call("tc", "-n", namespace, "qdisc", "replace", "dev", interface, "root", "tbf", "rate", rate, *size)
+
+
+def _call(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[0]
+        raise BenchError(f"{' '.join(command)}: {reason}")

@@ -1,0 +1,38 @@
+"""The measurement of tests, rehearsed on the CPU."""
+
+import time
+from dataclasses import replace
+
+import torch
+
+from benchmarks import gpu_tests, report
+from benchmarks.report import Findings
+from benchmarks.setting import Setting
+
+_WHOLE = "Tests of D at three scales, with mirror images"
+
+
+def rehearsed(setting: Setting) -> Findings:
+    torch.set_num_threads(1)
+    gpu_tests.run(setting)
+    return report.read(setting.folder / "report.jsonl")
+
+
+def test_the_measurement_of_tests_comes_to_its_end(setting: Setting) -> None:
+    found = rehearsed(setting)
+    assert found.passed, found
+    whole = found.tables[_WHOLE]
+    assert {(row["mode"], row["precision"]) for row in whole} == {
+        (mode, precision) for mode in ("dense", "multi-crop") for precision in ("float32", "tf32", "bf16")
+    }
+    assert all(row["images/s"] > 0 and 0 < row["in the net %"] <= 100 for row in whole)  # type: ignore[operator]
+    beside = {(row["mode"], row["precision"]): row for row in found.tables["Probabilities, beside those of float32"]}
+    assert beside["dense", "tf32"]["farthest off"] == 0, "a CPU has no tf32"
+    assert 0 < beside["dense", "bf16"]["farthest off"] < 0.05  # type: ignore[operator]
+    assert all(0.15 < row["first one, mean"] < 0.999 for row in beside.values())  # type: ignore[operator]
+
+
+def test_what_there_is_no_time_for_is_left_out(setting: Setting) -> None:
+    found = rehearsed(replace(setting, until=time.monotonic()))
+    assert {row["mode"] for row in found.tables[_WHOLE]} == {"dense"}
+    assert len(found.notes) == 3

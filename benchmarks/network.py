@@ -138,5 +138,6 @@ def _wait(running: list[subprocess.Popen[bytes]], folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # by way of what removes namespaces
     sys.exit(main())

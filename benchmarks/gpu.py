@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import report
+from benchmarks import arguments, report
 from benchmarks.report import Findings, Report
 from benchmarks.setting import Setting
 from pipelines import figures
@@ -42,8 +42,8 @@ _REHEARSAL = 10  # times as long
 _GRACE_SECONDS = 5.0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+def main(given: list[str] | None = None) -> int:
+    options = _parser().parse_args(given)
     if options.only_part:
         return _run_part(options)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that a part ends with it
@@ -69,8 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--rehearse", action="store_true", help="small, on any device; the figures mean nothing")
     parser.add_argument("--parts", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--photos", type=Path, help="a folder with a folder of photographs for each class")
-    parser.add_argument("--json", type=Path, help="file for all that is found")
+    what = "a folder with a folder of photographs for each class"
+    parser.add_argument("--photos", type=arguments.folder, metavar="FOLDER", help=what)
+    parser.add_argument("--json", type=arguments.new_file, metavar="FILE", help="write all that is found")
     parser.add_argument("--only-part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)

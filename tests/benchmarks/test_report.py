@@ -29,7 +29,7 @@ def faked(tmp_path: Path) -> Path:
     """A folder with a `benchmarks` whose parts are fakes."""
     package = tmp_path / "benchmarks"
     package.mkdir()
-    for file in ("__init__.py", "gpu.py", "report.py", "setting.py"):
+    for file in ("__init__.py", "arguments.py", "gpu.py", "report.py", "setting.py"):
         (package / file).symlink_to(Path(gpu.__file__).parent / file)
     for part, body in FAKES.items():
         (package / f"gpu_{part}.py").write_text(f"import os, signal\n\n\ndef run(setting):\n    {body}\n")

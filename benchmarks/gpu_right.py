@@ -38,12 +38,22 @@ def run(setting: Setting) -> None:
             _piece(setting, "single layers", 4, _layers),
             _piece(setting, "dense form", 3, _dense),
             *right_step.pieces(setting),
-            _piece(setting, "exchange by factors", 5, right_exchange.check),
+            _piece(setting, "exchange by factors", 6, right_exchange.check),
             _piece(setting, "input", 10, right_input.check),
             _piece(setting, "net D", 8, partial(_net, name="D", n=2)),
+            *_exchanges(setting),
             right_step.compiled_piece(setting),
         )
     )
+
+
+def _exchanges(setting: Setting) -> tuple[Piece, ...]:
+    """Between several workers, where there are GPUs for them."""
+    count = right_exchange.workers(setting)
+    if count < 2:
+        setting.report.note("exchange by factors between workers: left out, there is one GPU")
+        return ()
+    return (_piece(setting, f"exchange by factors, {count} workers", 40, right_exchange.check_many),)
 
 
 def _piece(setting: Setting, name: str, seconds: float, call: Callable[[Setting], None]) -> Piece:

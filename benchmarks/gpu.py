@@ -31,11 +31,11 @@ from pipelines import figures
 # those that are not wanted leave of all seconds.
 PARTS = {
     "right": ("The same numbers as on the CPU", 70),
-    "input": ("Input alone", 90),
-    "step": ("Steps alone, on made-up images", 105),
+    "input": ("Input alone", 80),
+    "step": ("Steps alone, on made-up images", 95),
     "together": ("Training on JPEGs through Ray Train", 70),
     "tests": ("Dense and multi-crop tests", 50),
-    "chain": ("A whole chain on photographs", 80),
+    "chain": ("A whole chain on photographs", 100),
 }
 _ALL_SECONDS = 465
 _REHEARSAL = 10  # times as long

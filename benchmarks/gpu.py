@@ -7,7 +7,6 @@ the others nothing, and leaves what it has found so far. Prints tables and write
 """
 
 import argparse
-import importlib
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -120,12 +120,32 @@ def _run_part(options: argparse.Namespace) -> int:
         torch.set_num_threads(1)  # small as it is, threads would wait for one another most of the time
     setting = Setting(device, options.rehearse, options.folder, options.photos, until, own)
     try:
-        importlib.import_module(f"benchmarks.gpu_{part}").run(setting)
+        _program(part)(setting)
     except Exception as error:  # the edge of a process, whose findings are to tell of it
         traceback.print_exc()
         own.error(f"{type(error).__name__}: {error}")
         return 1
     return 0
+
+
+def _program(part: str) -> Callable[[Setting], None]:
+    """A part's own imports are slow, and may fail."""
+    match part:
+        case "right":
+            from benchmarks.gpu_right import run
+        case "input":
+            from benchmarks.gpu_input import run
+        case "step":
+            from benchmarks.gpu_step import run
+        case "together":
+            from benchmarks.gpu_together import run
+        case "tests":
+            from benchmarks.gpu_tests import run
+        case "chain":
+            from benchmarks.gpu_chain import run
+        case _:
+            raise AssertionError(part)
+    return run
 
 
 def _file(folder: Path, part: str) -> Path:

@@ -17,6 +17,7 @@ from torch import Tensor
 from benchmarks import compare, made, matrix, right_exchange, right_input, right_step
 from benchmarks.setting import Piece, Setting
 from cluster import dropout
+from cluster.layers import FC
 from cluster.table import convolutions
 from cluster.vgg import VGG
 
@@ -121,7 +122,7 @@ def _layers(setting: Setting) -> None:
         found[conv.name] = _layer(
             layer, (s.batch, layer.in_channels, side >> (conv.block - 1), side >> (conv.block - 1))
         )
-    for name in ("fc1", "fc2", "fc3"):
+    for name in FC:
         layer = net.get_submodule(name)
         assert isinstance(layer, torch.nn.Linear)
         found[name] = _layer(layer, (s.batch, layer.in_features))

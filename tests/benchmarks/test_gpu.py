@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_right, gpu_step, report, right_exchange, right_input
+from benchmarks import gpu_input, gpu_right, gpu_step, report, right_exchange, right_input
 from benchmarks.loops import Case
-from benchmarks.report import Findings
+from benchmarks.report import Findings, Report
 from benchmarks.setting import Setting
 from cluster import torchrun, turns
 from cluster.factors import Factors
@@ -76,6 +76,7 @@ def test_a_wrong_net_is_told_of(setting: Setting, monkeypatch: pytest.MonkeyPatc
 
 
 def test_steps_of_all_kinds_run(setting: Setting) -> None:
+    Report(setting.folder / "input.jsonl").row(gpu_input._BEST, images_per_second=50.0)
     gpu_step.run(setting)
     findings = found(setting)
     assert findings.error is None
@@ -84,6 +85,9 @@ def test_steps_of_all_kinds_run(setting: Setting) -> None:
     assert len(rows) == 21
     assert all(row["images_per_second"] for row in rows)
     assert {row["what"] for row in rows} == {"bare", "Step"}
+    (step,) = (row for row in rows if (row["what"], row["net"], row["how"]) == ("Step", "D", "channels last, eager"))
+    (judged,) = (check for check in findings.checks if check.name.startswith("images a second of the input alone"))
+    assert judged.value == pytest.approx(50 / step["images_per_second"])  # type: ignore[operator]
 
 
 def test_running_out_of_memory_is_a_row(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ the others nothing, and leaves what it has found so far. Prints tables and write
 """
 
 import argparse
-import importlib
 import json
 import os
 import signal
@@ -16,13 +15,14 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import report
+from benchmarks import arguments, report
 from benchmarks.report import Findings, Report
 from benchmarks.setting import Setting
 from pipelines import figures
@@ -31,19 +31,19 @@ from pipelines import figures
 # those that are not wanted leave of all seconds.
 PARTS = {
     "right": ("The same numbers as on the CPU", 70),
-    "input": ("Input alone", 90),
-    "step": ("Steps alone, on made-up images", 105),
+    "input": ("Input alone", 80),
+    "step": ("Steps alone, on made-up images", 95),
     "together": ("Training on JPEGs through Ray Train", 70),
     "tests": ("Dense and multi-crop tests", 50),
-    "chain": ("A whole chain on photographs", 80),
+    "chain": ("A whole chain on photographs", 100),
 }
 _ALL_SECONDS = 465
 _REHEARSAL = 10  # times as long
 _GRACE_SECONDS = 5.0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+def main(given: list[str] | None = None) -> int:
+    options = _parser().parse_args(given)
     if options.only_part:
         return _run_part(options)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that a part ends with it
@@ -69,8 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--rehearse", action="store_true", help="small, on any device; the figures mean nothing")
     parser.add_argument("--parts", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--photos", type=Path, help="a folder with a folder of photographs for each class")
-    parser.add_argument("--json", type=Path, help="file for all that is found")
+    what = "a folder with a folder of photographs for each class"
+    parser.add_argument("--photos", type=arguments.folder, metavar="FOLDER", help=what)
+    parser.add_argument("--json", type=arguments.new_file, metavar="FILE", help="write all that is found")
     parser.add_argument("--only-part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
@@ -119,12 +120,32 @@ def _run_part(options: argparse.Namespace) -> int:
         torch.set_num_threads(1)  # small as it is, threads would wait for one another most of the time
     setting = Setting(device, options.rehearse, options.folder, options.photos, until, own)
     try:
-        importlib.import_module(f"benchmarks.gpu_{part}").run(setting)
+        _program(part)(setting)
     except Exception as error:  # the edge of a process, whose findings are to tell of it
         traceback.print_exc()
         own.error(f"{type(error).__name__}: {error}")
         return 1
     return 0
+
+
+def _program(part: str) -> Callable[[Setting], None]:
+    """A part's own imports are slow, and may fail."""
+    match part:
+        case "right":
+            from benchmarks.gpu_right import run
+        case "input":
+            from benchmarks.gpu_input import run
+        case "step":
+            from benchmarks.gpu_step import run
+        case "together":
+            from benchmarks.gpu_together import run
+        case "tests":
+            from benchmarks.gpu_tests import run
+        case "chain":
+            from benchmarks.gpu_chain import run
+        case _:
+            raise AssertionError(part)
+    return run
 
 
 def _file(folder: Path, part: str) -> Path:

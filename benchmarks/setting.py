@@ -16,6 +16,10 @@ from benchmarks.report import Report
 from cluster.world import World
 from pipelines.errors import first_line
 
+# What PyTorch and DALI raise, the project's own errors (which are ValueErrors), a full disk, and, since nobody may be
+# there to try again, slips in a piece itself.
+_FAILURES = (RuntimeError, ValueError, OSError, AssertionError, LookupError, TypeError, AttributeError, ImportError)
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -74,7 +78,7 @@ class Setting:
             self.say(f"{piece.name} ({self.left():.0f} s left)")
             try:
                 piece.call()
-            except Exception as error:  # as at the edge of a process: its findings are to tell of it
+            except _FAILURES as error:
                 traceback.print_exc()
                 self.report.error(f"{piece.name}: {type(error).__name__}: {first_line(error)}")
             self._give_back()

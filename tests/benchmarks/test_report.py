@@ -29,7 +29,7 @@ def faked(tmp_path: Path) -> Path:
     """A folder with a `benchmarks` whose parts are fakes."""
     package = tmp_path / "benchmarks"
     package.mkdir()
-    for file in ("__init__.py", "gpu.py", "report.py", "setting.py"):
+    for file in ("__init__.py", "arguments.py", "gpu.py", "report.py", "setting.py"):
         (package / file).symlink_to(Path(gpu.__file__).parent / file)
     for part, body in FAKES.items():
         (package / f"gpu_{part}.py").write_text(f"import os, signal\n\n\ndef run(setting):\n    {body}\n")
@@ -95,15 +95,25 @@ def test_a_part_that_hangs_is_killed_with_its_children_and_leaves_what_it_had(
     program = (
         f"sleep 600 & echo $! > {child}; "
         f"""echo '{{"kind": "check", "name": "n", "value": 1, "most": 2, "least": null, "goal": false}}' """
-        f"> {tmp_path}/step.jsonl; wait"
+        f"> {tmp_path}/step.jsonl; touch {tmp_path}/begun; wait"
     )
     shell = tmp_path / "shell"
     shell.write_text(f"#!/bin/sh\n{program}\n")
     shell.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(shell))
+    wait = subprocess.Popen.wait
+
+    def patient(process: "subprocess.Popen[bytes]", timeout: float | None = None) -> int:
+        """A part's time begins when its program has begun, however busy the machine is."""
+        until = time.monotonic() + 60
+        while not (tmp_path / "begun").exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        return wait(process, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", patient)
     monkeypatch.setattr(gpu, "_GRACE_SECONDS", 0.0)
-    found = gpu._guarded("step", gpu._parser().parse_args([]), tmp_path, limit=1.0)
-    assert found.error == "its time, 1 s"
+    found = gpu._guarded("step", gpu._parser().parse_args([]), tmp_path, limit=0.2)
+    assert found.error == "its time, 0 s"
     assert [check.name for check in found.checks] == ["n"]
     assert not found.passed
     for _ in range(100):

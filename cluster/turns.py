@@ -89,12 +89,15 @@ def in_turns(takes: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, lis
 
 
 def timed(take: Take, world: World, sent: Callable[[], int]) -> Turn:
+    """Bytes are counted when all workers are done: until then some of this one's may lie in queues."""
     world.meet()
     before, start = sent(), time.perf_counter()
     take()
     if world.device.type == "cuda":
         torch.cuda.synchronize(world.device)
-    seconds, count = time.perf_counter() - start, sent() - before
+    seconds = time.perf_counter() - start
+    world.meet()
+    count = sent() - before
     return Turn(largest(seconds, world), mean(count, world))
 
 

@@ -54,13 +54,15 @@ def main(given: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="verydeep-gpu-") as folder:
         for part in chosen:
             start = time.monotonic()
-            limit = until - start - _reserved(chosen[len(found) + 1 :], options.rehearse)
-            found[part] = _guarded(part, options, Path(folder), limit)
+            end = until - _reserved(chosen[len(found) + 1 :], options.rehearse)
+            found[part] = _guarded(part, options, Path(folder), end)
             took[part] = time.monotonic() - start
             print(report.text(f"{PARTS[part][0]} ({took[part]:.0f} s)", found[part]), end="\n\n", flush=True)
             if options.json is not None:  # after each part, since this process may be cut off, too
                 options.json.write_text(json.dumps(_record(found, took, options.rehearse), indent=1) + "\n")
     wrong = [part for part in chosen if not found[part].passed]
+    if left_out := [f"{part}: {name}" for part in chosen for name in found[part].left_out]:
+        print(f"not looked at, for want of time: {'; '.join(left_out)}")
     print(f"wrong: {', '.join(wrong)}" if wrong else "all checks passed")
     return 1 if wrong else 0
 
@@ -74,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=arguments.new_file, metavar="FILE", help="write all that is found")
     parser.add_argument("--only-part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
     return parser
 
 
@@ -83,12 +85,14 @@ def _reserved(parts: list[str], rehearsal: bool) -> float:
     return sum(PARTS[part][1] for part in parts) * (_REHEARSAL if rehearsal else 1)
 
 
-def _guarded(part: str, options: argparse.Namespace, folder: Path, limit: float) -> Findings:
-    """Runs the part in a process group of its own, which ends with it; for `limit` seconds at most."""
+def _guarded(part: str, options: argparse.Namespace, folder: Path, until: float) -> Findings:
+    """Runs the part in a process group of its own, which ends with it; to `until` at most, on `time.monotonic`'s clock,
+    which is the same for all processes: what a part's start takes is part of its time."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--only-part", part, "--folder", str(folder)]
     command += ["--rehearse"] * options.rehearse
     command += ["--photos", str(options.photos.absolute())] if options.photos else []
-    command += ["--seconds", str(limit)]
+    command += ["--until", str(until)]
+    limit = until - time.monotonic()
     process = subprocess.Popen(command, start_new_session=True)
     ended = None
     try:
@@ -115,10 +119,9 @@ def _run_part(options: argparse.Namespace) -> int:
         own.error("there is no GPU here; --rehearse does without")
         return 1
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    until = time.monotonic() + options.seconds
     if options.rehearse and device.type == "cpu":
         torch.set_num_threads(1)  # small as it is, threads would wait for one another most of the time
-    setting = Setting(device, options.rehearse, options.folder, options.photos, until, own)
+    setting = Setting(device, options.rehearse, options.folder, options.photos, options.until, own)
     try:
         _program(part)(setting)
     except Exception as error:  # the edge of a process, whose findings are to tell of it

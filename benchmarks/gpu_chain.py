@@ -117,7 +117,7 @@ def _job(setting: Setting, train: str, validation: str, storage: Path) -> dict[s
     }
     for name, needed in (("d-384", _WITH_384_SECONDS), ("d", _WITH_D_SECONDS)):
         if setting.small or setting.left() < needed:
-            setting.report.note(f"stage {name} was left out: {setting.left():.0f} s were left")
+            setting.report.left_out(f"stage {name}")
             stages["d-jitter"]["init"]["from"] = stages.pop(name)["init"]["from"]
     others = [name for name in stages if name != "d-jitter"]
     several = {"models": ["d-jitter"], "scales": "several"}

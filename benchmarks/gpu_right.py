@@ -52,7 +52,7 @@ def _exchanges(setting: Setting) -> tuple[Piece, ...]:
     """Between several workers, where there are GPUs for them."""
     count = right_exchange.workers(setting)
     if count < 2:
-        setting.report.note("exchange by factors between workers: left out, there is one GPU")
+        setting.report.note("exchange by factors between workers: there is one GPU")
         return ()
     return (_piece(setting, f"exchange by factors, {count} workers", 40, right_exchange.check_many),)
 

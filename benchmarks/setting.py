@@ -70,10 +70,10 @@ class Setting:
 
     def each(self, pieces: Iterable[Piece]) -> None:
         """Pieces that have nothing to do with one another, those first that are worth most. One that would take longer
-        than there is time is left out with a note; one that fails costs the others nothing."""
+        than there is time is left out, and told of; one that fails costs the others nothing."""
         for piece in pieces:
             if self.left() < piece.seconds and not self.small:
-                self.report.note(f"{piece.name}: left out, {self.left():.0f} s were left")
+                self.report.left_out(piece.name)
                 continue
             self.say(f"{piece.name} ({self.left():.0f} s left)")
             try:

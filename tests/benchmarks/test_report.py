@@ -65,7 +65,7 @@ def test_it_ends_with_0_only_if_all_was_checked_and_passed(
 ) -> None:
     good, bad = Check("error", 0, most=1), Check("error", 2, most=1)
     found = {"right": Findings([good]), "input": Findings([good, bad]), "step": Findings()}
-    monkeypatch.setattr(gpu, "_guarded", lambda part, options, folder, limit: found[part])
+    monkeypatch.setattr(gpu, "_guarded", lambda part, options, folder, until: found[part])
     assert gpu.main(["--parts", "right"]) == 0
     assert capsys.readouterr().out.endswith("all checks passed\n")
     assert gpu.main(["--parts", "right", "input", "step"]) == 1
@@ -75,8 +75,8 @@ def test_it_ends_with_0_only_if_all_was_checked_and_passed(
 def test_a_part_has_its_own_time_and_what_others_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, float] = {}
 
-    def guarded(part: str, options: object, folder: Path, limit: float) -> Findings:
-        given[part] = limit
+    def guarded(part: str, options: object, folder: Path, until: float) -> Findings:
+        given[part] = until - time.monotonic()
         return Findings()
 
     monkeypatch.setattr(gpu, "_guarded", guarded)
@@ -112,7 +112,7 @@ def test_a_part_that_hangs_is_killed_with_its_children_and_leaves_what_it_had(
 
     monkeypatch.setattr(subprocess.Popen, "wait", patient)
     monkeypatch.setattr(gpu, "_GRACE_SECONDS", 0.0)
-    found = gpu._guarded("step", gpu._parser().parse_args([]), tmp_path, limit=0.2)
+    found = gpu._guarded("step", gpu._parser().parse_args([]), tmp_path, time.monotonic() + 0.2)
     assert found.error == "its time, 0 s"
     assert [check.name for check in found.checks] == ["n"]
     assert not found.passed
@@ -177,8 +177,7 @@ def test_pieces_that_fail_or_have_no_time_cost_the_others_nothing(tmp_path: Path
     found = report.read(tmp_path / "part.jsonl")
     assert found.error == "wrong: ValueError: no such thing; wrong too: ValueError: no such thing"
     assert [check.name for check in found.checks] == ["error"]
-    assert len(found.notes) == 1
-    assert found.notes[0].startswith("long: left out, ")
+    assert found.left_out == ["long"]
 
 
 def test_distances_and_other_bits() -> None:

@@ -85,8 +85,8 @@ class Setting:
 
     def _give_back(self) -> None:
         """What a piece has left of the device's memory, for the next one."""
-        gc.collect()
         if self.cuda:
+            gc.collect()
             torch.cuda.empty_cache()
 
 

@@ -25,31 +25,25 @@ FAKES = {
 
 
 @pytest.fixture
-def faked(tmp_path: Path) -> Path:
-    """A folder with a `benchmarks` whose parts are fakes."""
+def faked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a `benchmarks` whose parts are fakes; programs find it before the real one from now on."""
     package = tmp_path / "benchmarks"
     package.mkdir()
     for file in ("__init__.py", "arguments.py", "gpu.py", "report.py", "setting.py"):
         (package / file).symlink_to(Path(gpu.__file__).parent / file)
     for part, body in FAKES.items():
         (package / f"gpu_{part}.py").write_text(f"import os, signal\n\n\ndef run(setting):\n    {body}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{Path(gpu.__file__).parent.parent}")
     return tmp_path
 
 
-def test_what_a_part_finds_comes_through_and_one_that_crashes_costs_the_others_nothing(faked: Path) -> None:
-    json_file, root = faked / "found.json", Path(gpu.__file__).parent.parent
-    environment = {**os.environ, "PYTHONPATH": f"{faked}{os.pathsep}{root}"}
-    command = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--json", str(json_file), "--parts"]
-    done = subprocess.run(
-        [*command, "tests", "together", "right"],
-        cwd=faked,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert done.stdout.endswith("wrong: tests, together\n")
+def test_what_a_part_finds_comes_through_and_one_that_crashes_costs_the_others_nothing(
+    faked: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    json_file = faked / "found.json"
+    assert gpu.main(["--rehearse", "--json", str(json_file), "--parts", "tests", "together", "right"]) == 1
+    assert capsys.readouterr().out.endswith("wrong: tests, together\n")
     parts = json.loads(json_file.read_text())["parts"]
     assert {name: (part["passed"], part["error"]) for name, part in parts.items()} == {
         "tests": (False, "ValueError: no such thing"),

@@ -14,7 +14,7 @@ import torch
 from benchmarks import pictures, report, right_input
 from benchmarks.right_input import Crops
 from benchmarks.setting import Setting
-from pipelines import tune
+from pipelines import graphs, tune
 from pipelines.augment import Recipe
 from pipelines.decoding import Decoding
 from pipelines.loader import TrainingBatches
@@ -134,8 +134,12 @@ def _sweep(
         if setting.left() < after_seconds:
             setting.report.note(f"left out for want of time: {factor} and what was to follow")
             break
+        speed = 0.0
         with closing(_batches(setting, data, batch, _SCALES[scale], decoding=way)) as batches:
-            speed = tune.images_per_second(batches, batches.samples(setting.pick(512, 32)), way)
+            try:
+                speed = tune.images_per_second(batches, batches.samples(setting.pick(512, 32)), way)
+            except RuntimeError as error:
+                setting.report.note(f"{factor}: {graphs.reason(error)}")
         setting.report.row(_SWEEP, factor=factor, images_per_second=speed or None)
         found[way] = speed
     return found

@@ -1,4 +1,4 @@
-"""The part `right`, of what a step does beside the net: pieces, the same bits, compiling, update, hashes, checkpoint."""
+"""The part `right`, of what a step does beside the net: pieces, equal bits, compiling, update, hashes, checkpoint."""
 
 import copy
 import math

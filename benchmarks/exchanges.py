@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from benchmarks.namespaces import INTERFACE
 from cluster import exchange, init, torchrun, traffic, turns, wire
 from cluster.factors import Factors
+from cluster.layers import FC
 from cluster.settings import StageSettings
 from cluster.step import uses_bf16
-from cluster.turns import ALONE, FC, Turn
+from cluster.turns import ALONE, Turn
 from cluster.vgg import VGG
 from cluster.world import World
 
@@ -184,9 +185,7 @@ def _exchange(made: _Made, world: World, rows: list[int], sent: Callable[[], int
 
 def _buckets(task: Task, world: World, sent: Callable[[], int]) -> dict[str, list[Turn]]:
     s = task.convolutions
-    net = VGG(s.net, CLASSES, s.input_size, s.width, dropout=0.0)
-    init.randomise(net, s.init.random, s.init.std, s.seed)
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = init.random_net(s.model_copy(update={"dropout": 0.0}), CLASSES)
     images = torch.randn(s.batch // world.size, 3, s.input_size, s.input_size)
     models: dict[str, nn.Module] = {
         name: exchange.parallel(_frozen(turns.sharing(net)), world, bucket_megabytes=size)

@@ -132,7 +132,7 @@ def _sweep(
     found: dict[Decoding, float] = {}
     for factor, way, batch, scale in cells:
         if setting.left() < after_seconds:
-            setting.report.note(f"left out for want of time: {factor} and what was to follow")
+            setting.report.left_out(f"{factor} and what was to follow")
             break
         speed = 0.0
         with closing(_batches(setting, data, batch, _SCALES[scale], decoding=way)) as batches:

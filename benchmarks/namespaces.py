@@ -21,6 +21,7 @@ from types import FrameType
 from pipelines.errors import BenchError
 
 INTERFACE = "eth0"
+MOST = 254  # workers, whose addresses end in 1 to 254
 _BURST_BYTES = 1 << 20  # what may go at once: a packet has up to 64 KiB, and 25 Gbit/s are 3 MB in a millisecond
 _QUEUE_BYTES = 16 << 20
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

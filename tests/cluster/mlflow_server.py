@@ -82,7 +82,8 @@ class Postgres:
     def _answers(self) -> bool:
         assert self._process is not None
         assert self._process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
-        return connects(self.port)
+        asked = [binary("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        return subprocess.run(asked, check=False).returncode == 0  # it listens before it lets anybody in
 
     def read_only(self, on: bool) -> None:
         """As with a full disk, or after a change to a replica."""
@@ -145,11 +146,6 @@ class Server:
                 return bool(answer.status == 200)
         except (OSError, urllib.error.URLError):
             return False
-
-
-def connects(port: int) -> bool:
-    with socket.socket() as s:
-        return s.connect_ex(("127.0.0.1", port)) == 0
 
 
 def wait_for(condition: Callable[[], object]) -> None:

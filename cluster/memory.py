@@ -10,21 +10,26 @@ from torch import Tensor, nn
 
 from cluster.vgg import VGG
 from cluster.world import World
+from pipelines.stream import MOST_LENT
+from pipelines.tune import MOST_AHEAD
 
 # Beside what is there before the first step, in sizes of the weights: momentum and DDP's buckets, the average, and two
 # checkpoints' copies of weights, momentum and average.
 _RESERVED = 9
+# Batches of images, which the input side makes only later: those that are made ahead, those that the program may still
+# be reading, and the one that is being handed on.
+_BATCHES = MOST_AHEAD + MOST_LENT + 1
 _CPU_SHARE = 0.5  # of a worker's part of the machine's memory, for activations
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
-def by_trial(net: VGG, losses: Callable[[Tensor, Tensor], Tensor], most: int) -> int:
+def by_trial(net: VGG, losses: Callable[[Tensor, Tensor], Tensor], most: int, share: int) -> int:
     """The first of `most`, half of it, a quarter, ... images with which the net does not run out of memory, or 0.
 
-    `losses(images, keys)`: (n,), a forward pass. Gradients are cleared.
+    `losses(images, keys)`: (n,), a forward pass. Gradients are cleared. `share`: the images of this worker in a batch.
     """
     images = most
-    with _reserved(net):
+    with _reserved(net, share):
         while images:
             try:
                 _try(net, losses, images)
@@ -50,13 +55,17 @@ def _half(images: int) -> int:
 
 
 @contextmanager
-def _reserved(net: nn.Module) -> Iterator[None]:
+def _reserved(net: VGG, share: int) -> Iterator[None]:
     """Keeps memory from being used that training will need beside activations."""
-    parameters = list(net.parameters())
-    n_bytes = _RESERVED * sum(p.numel() * p.element_size() for p in parameters)
-    held = torch.empty(n_bytes, dtype=torch.uint8, device=parameters[0].device)
+    held = torch.empty(reserved_bytes(net, share), dtype=torch.uint8, device=net.fc1.weight.device)
     yield
     del held
+
+
+def reserved_bytes(net: VGG, share: int) -> int:
+    weights = sum(p.numel() * p.element_size() for p in net.parameters())
+    images = share * 3 * net.input_size**2 * torch.float32.itemsize
+    return _RESERVED * weights + _BATCHES * images
 
 
 def by_estimate(net: VGG, most: int, world: World) -> int:

@@ -221,12 +221,9 @@ class Step:
         s, order, world = self._settings, self._order, self._world
         if s.micro_batch != "auto":
             return s.micro_batch
-        if s.sharded:
-            largest = -(-s.batch // s.virtual_shards)
-        else:
-            own = max(order.share_rows(step, world.rank, world.size) for step in range(order.steps_per_epoch))
-            largest = max(1, exchange.most(own, world))
-        fitting = exchange.least(self._found(largest), world)
+        own = max(order.share_rows(step, world.rank, world.size) for step in range(order.steps_per_epoch))
+        largest = -(-s.batch // s.virtual_shards) if s.sharded else max(1, exchange.most(own, world))
+        fitting = exchange.least(self._found(largest, own), world)
         if fitting == 0 or (s.sharded and fitting < largest):
             raise TrainingError(_too_large(s, largest))
         return fitting
@@ -257,11 +254,11 @@ class Step:
         self._clear()
         return found
 
-    def _found(self, largest: int) -> int:
+    def _found(self, largest: int, share: int) -> int:
         if not self._on_cuda:
             return memory.by_estimate(self._net, largest, self._world)
         self._statistics.begin()
-        found = memory.by_trial(self._net, self._trial, largest)
+        found = memory.by_trial(self._net, self._trial, largest, share)
         self._statistics.restore()
         return found
 

@@ -145,6 +145,12 @@ def is_refusal(error: RuntimeError) -> bool:
     return "decoders" in operator or "peek_image_shape" in operator
 
 
+def reason(error: RuntimeError) -> str:
+    """Of a graph's failure, in one line: what its operator says, and not where that is."""
+    said = str(error).partition("encountered:")[2] or str(error)
+    return first_line(RuntimeError(said)).rstrip(" :")
+
+
 def stop(graph: Graph) -> None:
     """Waits for what the graph is doing, after which it does not read its input any more, and cannot be used."""
     graph._shutdown()
@@ -167,8 +173,7 @@ def _run_decoder(
     except RuntimeError as error:
         if not is_refusal(error):
             raise
-        reason = str(error).partition("encountered:")[2] or str(error)
-        raise Refused(first_line(RuntimeError(reason)).rstrip(" :")) from error
+        raise Refused(reason(error)) from error
     finally:
         stop(graph)
 

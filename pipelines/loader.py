@@ -85,6 +85,11 @@ class TrainingBatches:
         """What a graph that decodes so is fed."""
         return self._draw(step, images, decoding)[0]
 
+    def refused(self, step: int, images: Images, decoding: Decoding) -> dict[int, str]:
+        """The positions of the images that the decoder does not take, and why."""
+        _, windows = self._draw(step, images, decoding)
+        return graphs.refused(images.encoded, windows, self._seat.threads, self._seat.device_id)
+
     def graph(self, source: Callable[[], graphs.Feed], decoding: Decoding) -> Graph:
         recipe, seat = self._recipe, self._seat
         largest = max(map(self._share_rows, range(self._order.steps_per_epoch)))

@@ -5,7 +5,7 @@ batch, and the graph started anew with the same batch, so that nothing else is l
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Generic, TypeVar
@@ -23,7 +23,7 @@ from pipelines.seat import Seat
 from pipelines.shards import DataSet, ReadAhead
 
 _STEPS_AHEAD = 8  # how far ahead of the graph row groups are looked for
-_MOST_LENT = 4  # batches: as far as a program gets ahead of its GPU, which bounds their memory
+MOST_LENT = 4  # batches: as far as a program gets ahead of its GPU, which bounds their memory
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,13 @@ class Images:
     heights: Ints
     names: list[str]
     replaced: list[int]
+
+    def without(self, positions: Collection[int]) -> "Images":
+        """Of images without a stand-in, those at other positions."""
+        assert not self.replaced
+        left = [i for i in range(len(self.rows)) if i not in positions]
+        encoded, names = [self.encoded[i] for i in left], [self.names[i] for i in left]
+        return Images(self.rows[left], encoded, self.labels[left], self.widths[left], self.heights[left], names, [])
 
 
 F = TypeVar("F")
@@ -236,7 +243,7 @@ class _Lent:
         read = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         read.record(torch.cuda.current_stream(self._device))
         self._held.append((read, pixels))
-        while self._held and (len(self._held) > _MOST_LENT or self._done()):
+        while self._held and (len(self._held) > MOST_LENT or self._done()):
             self._let_go()
 
     def close(self) -> None:

@@ -5,7 +5,6 @@ takes a worker a few seconds to find out. Every worker does so for itself, at th
 has the load of its node's others as it will have in training, and none has to wait for a collective.
 """
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,10 +14,7 @@ import torch
 
 from pipelines import graphs
 from pipelines.decoding import Decoding
-from pipelines.errors import first_line
 from pipelines.loader import Sample, TrainingBatches
-
-_log = logging.getLogger(__name__)
 
 _IMAGES = 512  # different ones, of which batches are made again and again; assumption: enough to be like all others
 _WARM, _TIMED = 3, 8  # batches, beside those that the graph makes ahead
@@ -37,24 +33,36 @@ ON_GPU = (
 
 @dataclass(frozen=True)
 class Trial:
-    """`images_per_second` is 0 of one that failed."""
+    """`images_per_second` is 0 of one that failed; `failure` says why."""
 
     decoding: Decoding
     images_per_second: float
+    failure: str | None = None
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was taken, and how it came to it; without a trial it is the default."""
+    """What was taken, and how it came to it; without a trial that did not fail it is the default. `left_out`: images
+    that the decoder refused, which were not tried with."""
 
     decoding: Decoding
     images_per_second: float
     seconds: float
     trials: tuple[Trial, ...]
+    left_out: int = 0
 
     def __str__(self) -> str:
-        found = f"{self.images_per_second:.0f} images a second alone" if self.images_per_second else "nothing tried"
-        return f"{self.decoding} ({found}; {len(self.trials)} ways tried in {self.seconds:.0f} s)"
+        found = f"{self.images_per_second:.0f} images a second alone" if self.images_per_second else "by default"
+        tried = f"{len(self.trials)} ways tried in {self.seconds:.0f} s" if self.trials else "nothing tried"
+        text = f"{self.decoding} ({found}; {tried}"
+        if self.left_out:
+            text += f", without {self.left_out} images that cannot be decoded"
+        failures = [trial.failure for trial in self.trials if trial.failure is not None]
+        reasons = "; ".join(dict.fromkeys(failures))
+        return f"{text}; {len(failures)} failed: {reasons})" if failures else f"{text})"
+
+
+MOST_AHEAD = max(way.depth for way in ON_GPU) + 1  # batches: see `near`
 
 
 def near(best: Decoding) -> Sequence[Decoding]:
@@ -74,19 +82,63 @@ def choose(
     DataError: the data cannot be read.
     """
     start = time.monotonic()
-    samples = batches.samples(_IMAGES)
+    samples = _Samples(batches)
     trials: list[Trial] = []
 
     def attempt(decodings: Sequence[Decoding]) -> None:
-        for decoding in decodings if samples else ():
+        for decoding in decodings if samples.taken else ():
             if not trials or time.monotonic() - start < seconds:
-                trials.append(Trial(decoding, images_per_second(batches, samples, decoding)))
+                trials.append(samples.trial(decoding))
 
     attempt(first)
     if (best := _best(trials)) is not None:
         attempt(around(best.decoding))
     best = _best(trials) or Trial(Decoding(), 0.0)
-    return Choice(best.decoding, best.images_per_second, time.monotonic() - start, tuple(trials))
+    taken = time.monotonic() - start
+    return Choice(best.decoding, best.images_per_second, taken, tuple(trials), samples.left_out)
+
+
+class _Samples:
+    """What ways are tried with. One image that cannot be decoded fails its whole batch, so once a trial has failed for
+    it, all that are such, whole or by windows, are left out, as training leaves them out later. `left_out`: how many.
+    """
+
+    def __init__(self, batches: TrainingBatches) -> None:
+        self._batches = batches
+        self.taken = batches.samples(_IMAGES)
+        self.left_out = 0
+        self._looked = False
+
+    def trial(self, decoding: Decoding) -> Trial:
+        """It fails where a GPU has no memory, or no such decoder."""
+        try:
+            try:
+                return Trial(decoding, images_per_second(self._batches, self.taken, decoding))
+            except RuntimeError as error:
+                if self._looked or not graphs.is_refusal(error):
+                    raise
+                self._leave_out()
+            return Trial(decoding, images_per_second(self._batches, self.taken, decoding))
+        except RuntimeError as error:
+            return Trial(decoding, 0.0, graphs.reason(error))
+
+    def _leave_out(self) -> None:
+        """But not all that there are."""
+        self._looked = True
+        sound = [sample for sample in map(self._sound, self.taken) if len(sample[1].rows)]
+        if sound:
+            self.left_out = _rows(self.taken) - _rows(sound)
+            self.taken = sound
+
+    def _sound(self, sample: Sample) -> Sample:
+        step, images = sample
+        for regions in (False, True):
+            images = images.without(self._batches.refused(step, images, Decoding(regions=regions)))
+        return step, images
+
+
+def _rows(samples: Sequence[Sample]) -> int:
+    return sum(len(images.rows) for _, images in samples)
 
 
 def _best(trials: Sequence[Trial]) -> Trial | None:
@@ -99,7 +151,7 @@ def _best(trials: Sequence[Trial]) -> Trial | None:
 
 
 def images_per_second(batches: TrainingBatches, samples: Sequence[Sample], decoding: Decoding) -> float:
-    """0 if it fails: a GPU without memory, or without such a decoder; or an image is bad, which training replaces."""
+    """Raises RuntimeError: a GPU without memory, or without such a decoder; or an image cannot be decoded."""
     feeds = [batches.feed(step, images, decoding) for step, images in samples]
     turn = cycle(feeds)
     graph = batches.graph(lambda: next(turn), decoding)
@@ -110,9 +162,6 @@ def images_per_second(batches: TrainingBatches, samples: Sequence[Sample], decod
         start = _now(device)
         made = sum(len(graphs.run(graph, device)) for _ in range(_TIMED))
         return made / (_now(device) - start)
-    except RuntimeError as error:
-        _log.info("%s: %s", decoding, first_line(error))
-        return 0.0
     finally:
         graphs.stop(graph)
 

@@ -218,10 +218,10 @@ def test_so_they_are_by_the_sums_that_a_gpu_makes() -> None:
         torch.manual_seed(3)
         model = VGG("A", 4, 32, 0.05)
         spoil(model, kind)
-        found.append(int(exchange._hashed_on_device(model.fc2.weight.detach())))
+        found.append(int(exchange.hashed_on_device(model.fc2.weight.detach())))
     assert len(set(found)) == 4
     counts = torch.tensor(5)
-    assert int(exchange._hashed_on_device(counts)) != int(exchange._hashed_on_device(counts + 1))
+    assert int(exchange.hashed_on_device(counts)) != int(exchange.hashed_on_device(counts + 1))
 
 
 def mixed(world: World) -> dict[str, Any]:

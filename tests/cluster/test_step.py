@@ -271,7 +271,7 @@ class Fussy(VGG):
 @pytest.mark.parametrize(("share_rows", "fitting"), [(50, 7), (10, 10), (11, 6), (3, 3)])
 def test_a_trial_halves_until_it_fits(share_rows: int, fitting: int) -> None:
     fussy = Fussy("A", 4, 32, 0.05)
-    assert memory.by_trial(fussy, fussy, share_rows) == fitting
+    assert memory.by_trial(fussy, fussy, share_rows, share_rows) == fitting
     assert all(p.grad is None for p in fussy.parameters())
 
 
@@ -279,7 +279,26 @@ def test_a_trial_in_which_not_one_image_fits_finds_none() -> None:
     def never(images: Tensor, keys: Tensor) -> Tensor:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    assert memory.by_trial(VGG("A", 4, 32, 0.05), never, 9) == 0
+    assert memory.by_trial(VGG("A", 4, 32, 0.05), never, 9, 9) == 0
+
+
+def test_beside_a_trial_there_is_room_for_what_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand, for VGG-D: 9 times its 138,357,544 weights, and 8 batches of 256 images of 224 pixels."""
+    with torch.device("meta"):
+        whole = VGG("D", 1000, 224)
+    expected = 4 * (9 * 138_357_544 + 8 * 256 * 3 * 224 * 224)
+    assert memory.reserved_bytes(whole, 256) == expected
+    made: list[int] = []
+    empty = torch.empty
+
+    def counted(size: int, **options: Any) -> Tensor:
+        made.append(size)
+        return empty(size, **options)
+
+    fussy = Fussy("A", 4, 32, 0.05)
+    monkeypatch.setattr(memory.torch, "empty", counted)
+    assert memory.by_trial(fussy, fussy, 3, 12) == 3
+    assert made[0] == memory.reserved_bytes(fussy, 12)
 
 
 @pytest.mark.parametrize("side", [32, 64])

@@ -1,5 +1,6 @@
 """The choice of a way of decoding, by real graphs."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import tune
+from pipelines import graphs, tune
 from pipelines.augment import Recipe
 from pipelines.decoding import Decoding
 from pipelines.loader import TrainingBatches
@@ -44,15 +45,36 @@ def test_the_fastest_way_is_taken(batches: TrainingBatches) -> None:
     assert speeds[choice.decoding] == choice.images_per_second >= max(speeds.values()) / 1.05
 
 
-def test_a_way_that_fails_is_left_out(picture_set: DataSet, batches: TrainingBatches, tmp_path: Path) -> None:
-    """Of a JPEG without its end the windows can be decoded, the whole image cannot."""
+def test_a_way_that_fails_is_left_out_with_its_reason(
+    batches: TrainingBatches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if a GPU had no memory for whole images: graphs for them take one at a time."""
+    build = graphs.crops
+
+    def small(source, crop, std, batch, threads, device, decoding):  # type: ignore[no-untyped-def]
+        return build(source, crop, std, batch if decoding.regions else 1, threads, device, decoding)
+
+    monkeypatch.setattr(graphs, "crops", small)
     whole = Decoding(regions=False)
-    row, content = next(far_from_the_end(batches))
-    damaged = batches_of(damage(picture_set, tmp_path / "train", {row: content[:-2]}))
-    choice = tune.choose(damaged, [whole, Decoding(), replace(whole, depth=3)], lambda best: [], seconds=60)
-    damaged.close()
+    choice = tune.choose(batches, [whole, Decoding(), replace(whole, depth=3)], lambda best: [], seconds=60)
     assert [trial.images_per_second > 0 for trial in choice.trials] == [False, True, False]
     assert choice.decoding == Decoding()
+    assert choice.left_out == 0
+    assert re.search(r"; 3 ways tried in \d+ s; 2 failed: .*batch size.*\)$", str(choice))
+
+
+def test_images_that_cannot_be_decoded_fail_no_trial(
+    picture_set: DataSet, batches: TrainingBatches, tmp_path: Path
+) -> None:
+    """Of a JPEG without its end the windows can be decoded, the whole image cannot; and of two files nothing can."""
+    row, content = next(far_from_the_end(batches))
+    garbage = [other for other in (3, 7, 30) if other != row][:2]
+    no_image = dict.fromkeys(garbage, b"not an image")
+    damaged = batches_of(damage(picture_set, tmp_path / "train", {row: content[:-2], **no_image}))
+    choice = tune.choose(damaged, [Decoding(regions=False), Decoding()], seconds=60)
+    damaged.close()
+    assert [trial.images_per_second > 0 for trial in choice.trials] == [True, True, True]
+    assert str(choice).endswith(" s, without 3 images that cannot be decoded)")
 
 
 def far_from_the_end(batches: TrainingBatches) -> Iterator[tuple[int, bytes]]:
@@ -84,13 +106,19 @@ def test_when_its_time_is_over_it_has_tried_one(batches: TrainingBatches) -> Non
 
 
 def test_where_all_fail_or_nothing_is_left_to_do_the_default_stays(picture_set: DataSet, tmp_path: Path) -> None:
-    damaged = batches_of(damage(picture_set, tmp_path / "train", {3: b"not an image"}))
+    nothing = dict.fromkeys(range(picture_set.rows), b"not an image")
+    damaged = batches_of(damage(picture_set, tmp_path / "train", nothing))
     done = batches_of(picture_set, first=4)
-    for batches, tried in ((damaged, WAYS[1:3]), (done, [])):
+    for batches, tried, text in ((damaged, 2, "; 2 failed: nvImageCodec failure"), (done, 0, "; nothing tried)")):
         choice = tune.choose(batches, WAYS[1:3], seconds=60)
         batches.close()
         assert choice.decoding == Decoding()
-        assert list(choice.trials) == [Trial(way, 0.0) for way in tried]
+        assert [(trial.decoding, trial.images_per_second) for trial in choice.trials] == [
+            (way, 0.0) for way in WAYS[1 : 1 + tried]
+        ]
+        assert choice.left_out == 0
+        assert f"{Decoding()} (by default; " in str(choice)
+        assert text in str(choice)
 
 
 def test_what_comes_later_has_to_be_faster_by_more_than_chance() -> None:

@@ -1,14 +1,14 @@
 """One worker of `benchmarks.network`: exchanges of gradients over whatever link there is, in turns.
 
-exchange   tensors of a net's shapes, filled without computing them: sums by DistributedDataParallel, with its
-           buckets and hooks, whose backward pass makes up gradients; factors by the layers of `cluster.factors`,
-           from inputs and to outputs of the real shapes
+exchange   tensors of a net's shapes, which nobody computes: sums by DistributedDataParallel, with its buckets and
+           hooks, whose backward pass hands out gradients that were made beforehand; factors by the layers of
+           `cluster.factors`, from inputs and to outputs of the real shapes
 steps      whole steps of a narrow net, by `cluster.step`
 buckets    forward and backward passes of convolutions alone, whose gradients are sent while others are computed
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from benchmarks.namespaces import INTERFACE
 from cluster import exchange, init, torchrun, traffic, turns, wire
 from cluster.factors import Factors
+from cluster.layers import FC
 from cluster.settings import StageSettings
 from cluster.step import uses_bf16
-from cluster.turns import ALONE, FC, Turn
+from cluster.turns import ALONE, Turn
 from cluster.vgg import VGG
 from cluster.world import World
 
@@ -76,11 +77,12 @@ def run(task: Task, world: World) -> Answer:
 
 
 class Shaped(nn.Module):
-    """A net's layers, whose backward pass makes up their gradients, the last layer's first; but those that `inputs` are
+    """A net's layers, whose backward pass hands `gradients` out, the last layer's first; but those that `inputs` are
     given to compute what layers do. Their inputs take no gradients: none are computed."""
 
-    def __init__(self, net: VGG) -> None:
+    def __init__(self, net: VGG, gradients: Mapping[str, Tensor]) -> None:
         super().__init__()
+        self._gradients = gradients
         for name, layer in net.named_children():
             if next(layer.parameters(), None) is not None:
                 self.add_module(name, layer)
@@ -89,25 +91,32 @@ class Shaped(nn.Module):
         total = torch.zeros((), requires_grad=True)
         for name, layer in self.named_children():
             if name not in inputs:
-                total = _Filled.apply(total, layer.weight, layer.bias)  # type: ignore[no-untyped-call]
+                own = self._gradients[f"{name}.weight"], self._gradients[f"{name}.bias"]
+                total = _HandingOut.apply(total, layer.weight, layer.bias, *own)  # type: ignore[no-untyped-call]
         for name, x in inputs.items():
             total = total + self.get_submodule(name)(x).float().sum()
         return total
 
 
-class _Filled(torch.autograd.Function):
-    """Hands a number on; its parameters' gradients are filled, as large as real ones, and as new."""
+class _HandingOut(torch.autograd.Function):
+    """Hands a number on, and gradients to parameters: another tensor over the same memory, which autograd takes as it
+    takes a new one, while one that somebody else holds it would copy."""
 
     @staticmethod
-    def forward(ctx: Any, number: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(weight, bias)
+    def forward(ctx: Any, number: Tensor, weight: Tensor, bias: Tensor, *gradients: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients)
         return number.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        weight, bias = ctx.saved_tensors
-        return gradient, torch.full_like(weight, 0.5), torch.full_like(bias, 0.5)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        for_weight, for_bias = ctx.saved_tensors
+        return gradient, for_weight.detach(), for_bias.detach(), None, None
+
+
+def filled(net: nn.Module) -> dict[str, Tensor]:
+    """Gradients for all parameters by their names, written to once, so that their memory is there."""
+    return {name: torch.full_like(parameter, 0.5) for name, parameter in net.named_parameters()}
 
 
 def _narrow(task: Task) -> turns.Task:
@@ -125,8 +134,10 @@ def _exchanges(task: Task, world: World, sent: Callable[[], int]) -> dict[str, l
         parameter.zero_()
     ends = [s.batch * rank // world.size for rank in range(world.size + 1)]
     rows = [last - first for first, last in zip(ends, ends[1:], strict=False)]
-    made = {name: _made(turns.sharing(net), s.model_copy(update=way), world, rows) for name, way in WAYS.items()}
-    made[ALONE] = _Made(Shaped(turns.sharing(net)), None, False, {})
+    gradients = filled(net)  # one for all ways, none of which changes them
+    shaped = {name: Shaped(turns.sharing(net), gradients) for name in (*WAYS, ALONE)}
+    made = {name: _made(shaped[name], s.model_copy(update=way), world, rows) for name, way in WAYS.items()}
+    made[ALONE] = _Made(shaped[ALONE], None, False, {})
     takes = {name: partial(_exchange, each, world, rows, sent) for name, each in made.items()}
     return turns.in_turns(takes, task.exchanges)
 
@@ -141,10 +152,10 @@ class _Made:
     inputs: dict[str, Tensor]
 
 
-def _made(net: VGG, s: StageSettings, world: World, rows: list[int]) -> _Made:
-    shaped, bf16 = Shaped(net), uses_bf16(s, world.device)
+def _made(shaped: Shaped, s: StageSettings, world: World, rows: list[int]) -> _Made:
+    bf16 = uses_bf16(s, world.device)
     apart = [name for name, way in wire.ways(s, CLASSES, world.size, bf16).items() if way == "factors"]
-    inputs = {name: torch.ones(rows[world.rank], net.get_parameter(f"{name}.weight").shape[1]) for name in apart}
+    inputs = {name: torch.ones(rows[world.rank], shaped.get_parameter(f"{name}.weight").shape[1]) for name in apart}
     factors = Factors(shaped, apart, world) if apart else None
     return _Made(exchange.parallel(shaped, world, apart, s.exchange_precision == "bf16"), factors, bf16, inputs)
 
@@ -162,19 +173,19 @@ def _exchange(made: _Made, world: World, rows: list[int], sent: Callable[[], int
     total.backward()
     if factors:
         factors.wait()
-    there, count = time.perf_counter(), sent() - before
+    there = time.perf_counter()
     if factors:
         factors.settle(world.size)
     product = time.perf_counter() - there
+    world.meet()  # until then some of what this one has sent may lie in queues
+    count = sent() - before
     made.model.zero_grad(set_to_none=True)
     return Exchange(turns.largest(there - start, world), turns.largest(product, world), turns.mean(count, world))
 
 
 def _buckets(task: Task, world: World, sent: Callable[[], int]) -> dict[str, list[Turn]]:
     s = task.convolutions
-    net = VGG(s.net, CLASSES, s.input_size, s.width, dropout=0.0)
-    init.randomise(net, s.init.random, s.init.std, s.seed)
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = init.random_net(s.model_copy(update={"dropout": 0.0}), CLASSES)
     images = torch.randn(s.batch // world.size, 3, s.input_size, s.input_size)
     models: dict[str, nn.Module] = {
         name: exchange.parallel(_frozen(turns.sharing(net)), world, bucket_megabytes=size)

@@ -126,7 +126,7 @@ def _sweep(
     found: dict[Decoding, float] = {}
     for factor, way, batch, scale in cells:
         if setting.left() < after_seconds:
-            setting.report.note(f"left out for want of time: {factor} and what was to follow")
+            setting.report.left_out(f"{factor} and what was to follow")
             break
         with closing(_batches(setting, data, batch, _SCALES[scale], decoding=way)) as batches:
             speed = tune.images_per_second(batches, batches.samples(setting.pick(512, 32)), way)

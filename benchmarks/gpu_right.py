@@ -17,6 +17,7 @@ from torch import Tensor
 from benchmarks import compare, made, matrix, right_exchange, right_input, right_step
 from benchmarks.setting import Piece, Setting
 from cluster import dropout
+from cluster.layers import FC
 from cluster.table import convolutions
 from cluster.vgg import VGG
 
@@ -38,12 +39,22 @@ def run(setting: Setting) -> None:
             _piece(setting, "single layers", 4, _layers),
             _piece(setting, "dense form", 3, _dense),
             *right_step.pieces(setting),
-            _piece(setting, "exchange by factors", 5, right_exchange.check),
+            _piece(setting, "exchange by factors", 6, right_exchange.check),
             _piece(setting, "input", 10, right_input.check),
             _piece(setting, "net D", 8, partial(_net, name="D", n=2)),
+            *_exchanges(setting),
             right_step.compiled_piece(setting),
         )
     )
+
+
+def _exchanges(setting: Setting) -> tuple[Piece, ...]:
+    """Between several workers, where there are GPUs for them."""
+    count = right_exchange.workers(setting)
+    if count < 2:
+        setting.report.note("exchange by factors between workers: there is one GPU")
+        return ()
+    return (_piece(setting, f"exchange by factors, {count} workers", 40, right_exchange.check_many),)
 
 
 def _piece(setting: Setting, name: str, seconds: float, call: Callable[[Setting], None]) -> Piece:
@@ -111,7 +122,7 @@ def _layers(setting: Setting) -> None:
         found[conv.name] = _layer(
             layer, (s.batch, layer.in_channels, side >> (conv.block - 1), side >> (conv.block - 1))
         )
-    for name in ("fc1", "fc2", "fc3"):
+    for name in FC:
         layer = net.get_submodule(name)
         assert isinstance(layer, torch.nn.Linear)
         found[name] = _layer(layer, (s.batch, layer.in_features))

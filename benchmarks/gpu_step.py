@@ -21,6 +21,7 @@ from pipelines.errors import TrainingError
 
 _STEPS = "Steps (share: of the measured peak of the same precision; tf32's for float32 with it)"
 _AIM = 0.6  # of the measured bf16 peak, for D and E
+_INPUT_AIM = 1.5  # times what the step of D needs
 _OVERHEAD_MOST = 1.03
 _LOOKS = 32  # steps, in which the meter looks at what it holds twice
 _BATCHES = (32, 512, 64, 128)
@@ -37,6 +38,7 @@ def run(setting: Setting) -> None:
             Piece("matrix peaks", 5, bench.find_peaks),
             bare(case),
             own(case),
+            Piece("input beside the step", 1, bench.judge_input),
             bare(replace(case, net="E")),
             own(replace(case, net="E")),
             Piece("profile", 6, bench.profile),
@@ -60,12 +62,13 @@ def run(setting: Setting) -> None:
 
 
 class _Bench:
-    """`peaks`: measured FLOP/s by precision. `taken`: seconds of a bare step by case."""
+    """`peaks`: measured FLOP/s by precision. `taken`, `own_taken`: seconds of a bare step, and of Step's, by case."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.peaks: dict[Precision, float] = {}
         self.taken: dict[Case, float] = {}
+        self.own_taken: dict[Case, float] = {}
 
     def find_peaks(self) -> None:
         kinds: tuple[Precision, ...] = ("bf16", "tf32", "float32")
@@ -83,6 +86,18 @@ class _Bench:
 
     def contender_piece(self, name: str) -> Piece:
         return Piece(name, 7, partial(self._contender, name))
+
+    def judge_input(self) -> None:
+        """If the part `input` has measured it before."""
+        from benchmarks.gpu_input import best_rate  # a slow import
+
+        rate, case = best_rate(self.setting.folder), Case()
+        if rate is None or case not in self.own_taken:
+            self.setting.report.note("input beside the step of D: one of them was not measured")
+            return
+        needed = self._sized(case).batch / self.own_taken[case]
+        name = "images a second of the input alone, over those that the step of D takes"
+        self.setting.report.check(name, rate / needed, least=_INPUT_AIM, goal=True)
 
     def profile(self) -> None:
         step = own_step(self.setting, self._sized(Case()))
@@ -131,6 +146,7 @@ class _Bench:
             return
         if taken is None:
             return
+        self.own_taken[case] = taken
         bare = self.taken.get(case)
         if bare is not None:
             name = f"{case.net}: a step of Step over a bare one, {case.how}"

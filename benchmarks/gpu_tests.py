@@ -92,7 +92,7 @@ def _test(subject: _Subject, mode: Mode, few: int, rows: int) -> None:
     setting, found = subject.setting, dict[Precision, list[Looked]]()
     for precision in _PRECISIONS:
         if mode == "multi-crop" and setting.left() < _CROPS_SECONDS:
-            setting.report.note(f"{mode} in {precision} was left out: too little time")
+            setting.report.left_out(f"{mode} in {precision}")
             continue
         looks = views(mode, subject.scales, True, precision)
         for view in looks:

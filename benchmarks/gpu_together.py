@@ -58,7 +58,7 @@ def run(setting: Setting) -> None:
     feed: float | None = None
     for number, net in enumerate(_SMALL_NETS if setting.small else _NETS):
         if number and setting.left() < _ROUGHLY_SECONDS:
-            setting.report.note(f"{net} was left out: too little time")
+            setting.report.left_out(net)
             continue
         s, folder = _settings(setting, net), setting.folder / f"together-{net}"
         feed = feed or _input_alone(setting, data, s)

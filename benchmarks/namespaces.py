@@ -8,17 +8,23 @@ removes all that is in them.
 """
 
 import os
+import secrets
 import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 
 from pipelines.errors import BenchError
 
 INTERFACE = "eth0"
+MOST = 254  # workers, whose addresses end in 1 to 254
 _BURST_BYTES = 1 << 20  # what may go at once: a packet has up to 64 KiB, and 25 Gbit/s are 3 MB in a millisecond
 _QUEUE_BYTES = 16 << 20
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -66,17 +72,58 @@ def refusal() -> str | None:
 
 @contextmanager
 def links(workers: int) -> Iterator[Links]:
-    """Removed at the end, whatever happens; processes in them have to have ended. Raises BenchError."""
-    made = Links(f"verydeep-{os.getpid()}", workers)
-    namespaces = [made.bridge, *map(made.namespace, range(workers))]
+    """Removed at the end, whatever happens; processes in them have to have ended. Raises BenchError.
+
+    In it SIGINT raises KeyboardInterrupt, SIGTERM and SIGHUP raise SystemExit; of the main thread alone.
+    """
+    made = Links(f"verydeep-{os.getpid()}-{secrets.token_hex(4)}", workers)
+    added: list[str] = []
+    with _ending_once():
+        try:
+            for name in (made.bridge, *map(made.namespace, range(workers))):
+                _add(name, added)
+            _join(made)
+            yield made
+        finally:
+            _ignore_signals()
+            for name in added:
+                subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+
+def _add(name: str, added: list[str]) -> None:
+    added.append(name)  # before it is there, since a signal may come as soon as it is
     try:
-        for name in namespaces:
-            _call("ip", "netns", "add", name)
-        _join(made)
-        yield made
+        _call("ip", "netns", "add", name)
+    except BenchError:
+        added.remove(name)
+        raise
+
+
+@contextmanager
+def _ending_once() -> Iterator[None]:
+    """The first signal that ends programs raises an exception in the body, and those after it are ignored, so that they
+    do not disturb the removal that it leads to. One that was ignored before stays so, as `nohup` wants SIGHUP to."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        _ignore_signals()
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + number)
+
+    before = {number: signal.getsignal(number) for number in _ENDING}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, end)
+    try:
+        yield
     finally:
-        for name in namespaces:
-            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ignore_signals() -> None:
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _join(made: Links) -> None:

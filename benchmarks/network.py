@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import exchanges, namespaces, report
+from benchmarks import arguments, exchanges, namespaces, report
 from benchmarks.exchanges import Answer, Exchange, Task
 from benchmarks.namespaces import INTERFACE, Links
 from benchmarks.network_figures import FULL, NOTES, SMALL, Measured, Sizes, findings
@@ -31,11 +31,8 @@ _PORT = 29500  # of worker 0, in its own namespace, where nobody else is
 _LIMIT_SECONDS = 1800.0  # for the workers of one rate, which take two minutes on two cores of their own
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    if options.json is not None and not options.json.absolute().parent.is_dir():
-        parser.error(f"--json {options.json}: there is no folder {options.json.absolute().parent}")
+def main(given: list[str] | None = None) -> int:
+    options = _parser().parse_args(given)
     if (reason := namespaces.refusal()) is not None:
         print(f"skipped: {reason}", file=sys.stderr)
         return 0
@@ -63,11 +60,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.network", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--workers", type=int, nargs="+", default=[2], help="one after the other (default: 2)")
-    parser.add_argument("--gbit", type=float, nargs="+", default=[1, 10, 25], help="of each link (default: 1 10 25)")
-    parser.add_argument("--rounds", type=int, default=3, help="of whole exchanges; of steps twice as many (default: 3)")
+    workers = arguments.whole(2, namespaces.MOST)
+    parser.add_argument("--workers", type=workers, nargs="+", default=[2], help="one after the other (default: 2)")
+    gbit = arguments.number(1e-3, 1e3)
+    parser.add_argument("--gbit", type=gbit, nargs="+", default=[1, 10, 25], help="of each link (default: 1 10 25)")
+    rounds = arguments.whole(1, 1_000_000)
+    parser.add_argument("--rounds", type=rounds, default=3, help="of exchanges; of steps twice as many (default: 3)")
     parser.add_argument("--rehearse", action="store_true", help="small nets; the figures mean nothing")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that is measured")
+    parser.add_argument("--json", type=arguments.new_file, metavar="FILE", help="write all that is measured")
     return parser
 
 
@@ -138,5 +138,6 @@ def _wait(running: list[subprocess.Popen[bytes]], folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # by way of what removes namespaces
     sys.exit(main())

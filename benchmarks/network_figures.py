@@ -14,8 +14,9 @@ _DDP, _FACTORS = "ddp", "factors"
 
 
 NOTES = [
-    "exchange s: from the beginning of a backward pass, whose gradients are filled and not computed, until all is "
-    "summed or gathered, of the slowest worker; alone: that without any exchange",
+    "exchange s: from the beginning of a backward pass, which hands out gradients that were made beforehand, until all "
+    "is summed or gathered, of the slowest worker; in ddp's is the copy of every gradient into its bucket, as in "
+    "training, in factors' that of the layers' inputs and outputs' gradients; alone: the pass without any exchange",
     "product s: of the gathered factors, on this machine's CPU; of N workers, one Nth is of own images, which ddp's "
     "backward pass has to make as well, and is spared here",
     "faster: ddp's time over this one's, medians within rounds; with products: of both times together",

@@ -23,33 +23,23 @@ _SMALL = 5  # a rehearsal's pictures are so many times smaller
 _QUALITY = 92
 _GRAIN, _PHOTO_GRAIN = 8.7, 13.0  # grey levels, deviation; what 110 KB take
 _CLASSES, _SMALL_CLASSES = 1000, 10  # as ImageNet has, for the nets' last layers
-_TRAINING, _VALIDATION = 0, 1  # which pictures
 
 
 def training_set(setting: Setting, pictures: int) -> Path:
     """The folder of a data set of so many different pictures, of 1,000 classes; made once for all parts."""
-    return _made(setting, pictures, _TRAINING)
-
-
-def validation_set(setting: Setting, pictures: int) -> Path:
-    """The same of other pictures, to validate with."""
-    return _made(setting, pictures, _VALIDATION)
-
-
-def _made(setting: Setting, pictures: int, part: int) -> Path:
-    dest = setting.folder / "sets" / f"{('training', 'validation')[part]}-{pictures}"
+    dest = setting.folder / "sets" / str(pictures)
     shrink, classes = (_SMALL, _SMALL_CLASSES) if setting.small else (1, _CLASSES)
     if not dest.exists():
-        source = _source(pictures, part, classes, shrink, _photographs(setting))
+        source = _source(pictures, classes, shrink, _photographs(setting))
         group = min(75, -(-pictures // 16))  # pictures; of a small set still some row groups, to shuffle
         layout = Layout(group_bytes=group * (4_000 if setting.small else 110_000))
-        prepare(source, dest, statistics=part == _TRAINING, layout=layout, threads=setting.threads)
+        prepare(source, dest, layout=layout, threads=setting.threads)
     return dest
 
 
-def _source(pictures: int, part: int, classes: int, shrink: int, photographs: Sequence[Callable[[], bytes]]) -> Source:
+def _source(pictures: int, classes: int, shrink: int, photographs: Sequence[Callable[[], bytes]]) -> Source:
     def read(i: int) -> bytes:
-        rng = np.random.default_rng((part, i))
+        rng = np.random.default_rng(i)
         width, height = (side // shrink for side in _SIZES[rng.integers(len(_SIZES))])
         if photographs:
             photograph = photographs[int(rng.integers(len(photographs)))]()

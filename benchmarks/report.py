@@ -31,11 +31,13 @@ class Check:
 
 @dataclass
 class Findings:
-    """Of one part: `tables` by their titles, each a list of rows with the same cells; `error`: what ended it."""
+    """Of one part: `tables` by their titles, each a list of rows with the same cells; `left_out`: what there was no
+    time for; `error`: what ended it."""
 
     checks: list[Check] = field(default_factory=list)
     tables: dict[str, list[dict[str, Cell]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
     error: str | None = None
 
     @property
@@ -66,6 +68,10 @@ class Report:
     def note(self, text: str) -> None:
         self._write("note", {"text": text})
 
+    def left_out(self, name: str) -> None:
+        """A piece of the part, for want of time."""
+        self._write("left out", {"text": name})
+
     def error(self, text: str) -> None:
         self._write("error", {"text": text})
 
@@ -89,6 +95,8 @@ def read(file: Path) -> Findings:
             found.tables.setdefault(content["table"], []).append(content["cells"])
         elif kind == "note":
             found.notes.append(content["text"])
+        elif kind == "left out":
+            found.left_out.append(content["text"])
         else:
             found.error = "; ".join(filter(None, (found.error, content["text"])))
     return found
@@ -102,6 +110,7 @@ def text(title: str, found: Findings) -> str:
     if found.checks:
         lines += ["", *_table([_check(check) for check in found.checks])]
     lines += [f"note: {note}" for note in found.notes]
+    lines += [f"left out, for want of time: {name}" for name in found.left_out]
     if found.error is not None:
         lines += ["", f"ended by: {found.error}"]
     return "\n".join(lines)

@@ -9,9 +9,9 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from benchmarks import arguments
 from benchmarks import scaling_model as model
 from benchmarks.scaling_model import Gpu, Link, System
 from cluster import wire
@@ -183,11 +183,11 @@ def record(found: list[Point]) -> dict[str, Any]:
     }
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(given: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--png", type=Path, metavar="FILE", help="draw it")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all points and constants")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--png", type=arguments.new_file, metavar="FILE", help="draw it")
+    parser.add_argument("--json", type=arguments.new_file, metavar="FILE", help="write all points and constants")
+    options = parser.parse_args(given)
     found = points()
     print(text(found))
     if options.json is not None:

@@ -16,6 +16,10 @@ from benchmarks.report import Report
 from cluster.world import World
 from pipelines.errors import first_line
 
+# What PyTorch and DALI raise, the project's own errors (which are ValueErrors), a full disk, and, since nobody may be
+# there to try again, slips in a piece itself.
+_FAILURES = (RuntimeError, ValueError, OSError, AssertionError, LookupError, TypeError, AttributeError, ImportError)
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -66,15 +70,15 @@ class Setting:
 
     def each(self, pieces: Iterable[Piece]) -> None:
         """Pieces that have nothing to do with one another, those first that are worth most. One that would take longer
-        than there is time is left out with a note; one that fails costs the others nothing."""
+        than there is time is left out, and told of; one that fails costs the others nothing."""
         for piece in pieces:
             if self.left() < piece.seconds and not self.small:
-                self.report.note(f"{piece.name}: left out, {self.left():.0f} s were left")
+                self.report.left_out(piece.name)
                 continue
             self.say(f"{piece.name} ({self.left():.0f} s left)")
             try:
                 piece.call()
-            except Exception as error:  # as at the edge of a process: its findings are to tell of it
+            except _FAILURES as error:
                 traceback.print_exc()
                 self.report.error(f"{piece.name}: {type(error).__name__}: {first_line(error)}")
             self._give_back()

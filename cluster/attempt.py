@@ -75,9 +75,11 @@ class Attempt:
                 self.average.restore(saved.average)
         if s.compile and world.rank == 0:
             self.tell("warning", text=f"compiling the net took {self.step.compile_seconds:.0f} s")
+        if self.step.unlike and world.rank == 0:
+            self.tell("warning", text="the workers' devices are not alike: gradients are summed, as by exchange: ddp")
         self.parameters: list[nn.Parameter] = [p for p in self.net.parameters() if p.requires_grad]
         self.meter, self.rate = Meter(world), s.learning_rate
-        self.speed = Speed(s, len(card.classes), world)
+        self.speed = Speed(s, len(card.classes), world, self.step.bf16)
         self._agreement = Agreement(world)
         self._writer = Writer(folder, stage.checkpoints.keep, damaged) if world.rank == 0 else None
         self._saved_at = time.monotonic()
@@ -188,8 +190,10 @@ class Attempt:
 
     def _come_apart(self, names: str) -> str:
         place = f"in epoch {len(self.progress.epochs) + 1} before step {self.progress.step + 1}"
-        alike = "their devices or numbers of threads may not be alike: exchange: ddp does without that"
-        return f"the workers' weights differ ({names}) {place}; {alike}. Checkpoints of before are kept"
+        cause = "their devices, libraries or numbers of threads may not be alike"
+        if self.stage.settings.exchange != "ddp":
+            cause += ", without which `exchange: ddp` can do"
+        return f"the workers' weights differ ({names}) {place}: {cause}. Checkpoints of before are kept"
 
     def _not_finite(self, since: Totals) -> str:
         before = self.progress.totals

@@ -57,9 +57,7 @@ def run(task: Task, world: World) -> Answer:
 
 
 def random_net(s: StageSettings, data: DataSet, world: World) -> VGG:
-    net = VGG(s.net, len(data.manifest.classes), s.input_size, s.width, s.dropout, s.batch_norm)
-    init.randomise(net, s.init.random, s.init.std, s.seed)
-    return net.to(world.device).train()
+    return init.random_net(s, len(data.manifest.classes)).to(world.device).train()
 
 
 def batches_of(task: Task, data: DataSet, world: World) -> TrainingBatches:

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cluster.world import World
 from pipelines.errors import TrainingError
+from pipelines.figures import cpu_model
 
 # PyTorch's own: at 1 Gbit/s none of 1, 5, 25 and 100 MiB was faster beyond what rounds differ (benchmarks/README.md).
 BUCKET_MEGABYTES: int | None = None
@@ -115,6 +116,20 @@ def _odd(n: int, device: torch.device) -> Tensor:
     return (torch.arange(n, device=device) * _SPREAD) | 1
 
 
+def alike(world: World) -> bool:
+    """Whether all workers may be expected to multiply to the same bits: the same devices, libraries and threads."""
+    word = xxhash.xxh3_64_intdigest(_kind(world).encode()) >> 1
+    return least(word, world) == most(word, world)
+
+
+def _kind(world: World) -> str:
+    if world.device.type == "cuda":
+        device = f"{torch.cuda.get_device_name(world.device)} {torch.version.cuda}"
+    else:
+        device = f"{cpu_model()} {torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()} threads"
+    return f"{torch.__version__} {device}"
+
+
 def least(value: int, world: World) -> int:
     """The least of all workers' values; every worker has to call it."""
     return _reduced(value, dist.ReduceOp.MIN, world)
@@ -158,7 +173,7 @@ def add_up_in_order(tensors: list[Tensor], world: World) -> None:
 
     In round k a worker adds up with the one whose rank differs in bit k. Both get the same bits, as a + b = b + a.
     """
-    if world.size == 1:
+    if world.size == 1 or not tensors:
         return
     mine = torch.cat([tensor.reshape(-1) for tensor in tensors])
     theirs = torch.empty_like(mine)

@@ -32,13 +32,16 @@ class Factors:
     one's backward pass `last`; after it `settle`, which leaves the gradients in the layers' `grad`.
     """
 
-    def __init__(self, net: nn.Module, names: Sequence[str], world: World, compiled: bool = False) -> None:
+    def __init__(
+        self, net: nn.Module, names: Sequence[str], world: World, compiled: bool = False, grouped: bool = False
+    ) -> None:
         """Takes the place of the net's layers `names`, whose parameters stay the same ones. `compiled`: the net is to
-        be, for which these layers are left out."""
+        be, for which these layers are left out. `grouped`: there is a process group though the worker may be the only
+        one, and rows go through it."""
         self._layers = [_Layer(net.get_submodule(name), self, compiled) for name in names]
         for name, layer in zip(names, self._layers, strict=True):
             net.set_submodule(name, layer)
-        self._world = world
+        self._rank, self._grouped = world.rank, grouped or world.size > 1
         self._rows: Sequence[int] = ()
         self.active = self.sending = False
 
@@ -63,8 +66,8 @@ class Factors:
 
     def gathered(self, own: Tensor) -> "_Gathered":
         """Begins to gather all workers' rows, of which `own` (n, m) are this one's."""
-        assert len(own) == self._rows[self._world.rank], (len(own), self._rows)
-        return _Gathered(own, self._rows, self._world)
+        assert len(own) == self._rows[self._rank], (len(own), self._rows)
+        return _Gathered(own, self._rows, self._grouped)
 
 
 class _Layer(nn.Linear):
@@ -126,16 +129,16 @@ class _HandingIn(torch.autograd.Function):
 
 
 class _Gathered:
-    """Rows that are under way between the workers."""
+    """Rows that are under way between the workers, if these are a process group."""
 
-    def __init__(self, own: Tensor, rows: Sequence[int], world: World) -> None:
+    def __init__(self, own: Tensor, rows: Sequence[int], grouped: bool) -> None:
         self._rows, self._most = rows, max(rows)
         self._work: dist.Work | None = None
         self._all = own
-        if world.size > 1:
+        if grouped:
             # Workers send equally many rows, of which the last ones may be none: gloo gathers no others.
             self._own = F.pad(own, (0, 0, 0, self._most - len(own)))
-            self._all = own.new_empty(world.size * self._most, own.shape[1])
+            self._all = own.new_empty(len(rows) * self._most, own.shape[1])
             self._work = all_gather_single(self._all, self._own, async_op=True)
 
     def wait(self) -> Tensor:

@@ -6,13 +6,22 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 import torch
 from torch import Tensor, nn
 
+from cluster.layers import FC
+from cluster.settings import StageSettings
 from cluster.table import convolutions
 from cluster.vgg import VGG
 from pipelines.errors import CheckpointError
 
 # "the first four convolutional layers and the last three fully-connected layers" (paper, section 3.1). A's first
 # four are these, and by shape they fit the layers of the same names and no others.
-_FROM_A = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc1", "fc2", "fc3")
+_FROM_A = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", *FC)
+
+
+def random_net(s: StageSettings, classes: int) -> VGG:
+    """A stage's net, before anything is copied to it; on the CPU."""
+    net = VGG(s.net, classes, s.input_size, s.width, s.dropout, s.batch_norm)
+    randomise(net, s.init.random, s.init.std, s.seed)
+    return net
 
 
 def randomise(net: VGG, how: str, std: float, seed: int) -> None:
@@ -45,12 +54,12 @@ def _fans(weight: Tensor) -> tuple[int, int]:
 def layers_to_copy(source: str, target: str) -> tuple[str, ...]:
     """The layers of configuration `target` that take the weights of `source`."""
     if source == target:
-        return (*(c.name for c in convolutions(target)), "fc1", "fc2", "fc3")
+        return (*(c.name for c in convolutions(target)), *FC)
     if source in ("A", "A-LRN"):
         return _FROM_A
     kernels = {c.name: c.kernel for c in convolutions(source)}
     shared = (c.name for c in convolutions(target) if kernels.get(c.name) == c.kernel)
-    return (*shared, "fc1", "fc2", "fc3")
+    return (*shared, *FC)
 
 
 def copied(source: str, target: str, left_out: Set[str] = frozenset()) -> tuple[str, ...]:

@@ -25,7 +25,6 @@ from cluster.flops import training_flops
 from cluster.metrics import Totals
 from cluster.peak import peak_flops, peak_memory_bytes
 from cluster.settings import StageSettings
-from cluster.step import uses_bf16
 from cluster.world import World
 from pipelines.errors import TrainingError
 from pipelines.stream import Batch
@@ -39,9 +38,9 @@ _LINES_PER_EPOCH = 4
 class Speed:
     """Images and FLOPs a second, and memory; the time that is spent waiting for input counts."""
 
-    def __init__(self, s: StageSettings, classes: int, world: World) -> None:
+    def __init__(self, s: StageSettings, classes: int, world: World, bf16: bool) -> None:
         self._flops = training_flops(s.net, classes, s.input_size, s.width)
-        peak = peak_flops(world.device, "bfloat16" if uses_bf16(s, world.device) else "float32", world.threads)
+        peak = peak_flops(world.device, "bfloat16" if bf16 else "float32", world.threads)
         self._peak = None if peak is None else peak * world.size
         self._device = world.device
 

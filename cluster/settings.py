@@ -170,20 +170,21 @@ class StageSettings(Settings):
     reproducible: Literal["fast", "exact"] = Field(
         "fast",
         description="fast: another number of workers gives the same net but for rounding; exact: the same bits, on "
-        "devices of one kind: gradients of virtual shards, added in one fixed order, of images decoded in one fixed "
-        "way. A worker then computes with one thread, unless cpus_per_worker is a number, since the threads change the "
-        "rounding, too",
+        "devices of one kind: gradients of virtual shards, added in one fixed order, or made of their factors in one "
+        "product (exchange), of images decoded in one fixed way. A worker then computes with one thread, unless "
+        "cpus_per_worker is a number, since the threads change the rounding, too",
     )
     exchange: Literal["auto", "ddp", "factors"] = Field(
         "auto",
         description="how workers exchange the gradients of fully-connected layers. ddp: they are summed, as those of "
         "convolutions always; factors: the layer's inputs and its outputs' gradients are gathered, and every worker "
-        "multiplies them, which gives the same but for rounding; auto: for each layer what sends fewer bytes",
+        "multiplies them, which gives the same but for rounding; auto: for each layer what sends fewer bytes, and ddp "
+        "where the workers' devices are not alike",
     )
     exchange_precision: Literal["float32", "bf16"] = Field(
         "float32",
-        description="in which sums over workers are sent and added; factors have the precision that is computed in. "
-        "Exact training stays float32",
+        description="in which sums over workers are sent and added, of fast training; factors have the precision that "
+        "is computed in",
     )
     virtual_shards: int = Field(
         8,
@@ -242,6 +243,8 @@ class StageSettings(Settings):
             )
         if not _power_of_two(self.virtual_shards):
             yield f"virtual_shards: {self.virtual_shards} is not a power of two"
+        if self.reproducible == "exact" and self.exchange_precision != "float32":
+            yield "exchange_precision: sums of exact training are float32's; it does not go with reproducible: exact"
         if self.sharded and self.micro_batch != "auto":
             yield (
                 "micro_batch: with reproducible: exact or batch_norm, virtual shards are what is computed at a time; "

@@ -55,6 +55,8 @@ class Step:
     micro_batch     images of a piece, at most
     first_seconds   what the first step's passes took; None before it
     compile_seconds what compiling took before, if the settings ask for it
+    bf16            whether it computes in bf16: only if all workers can
+    unlike          factors would send less, and are not taken, since the workers' devices are not alike
     """
 
     def __init__(
@@ -67,20 +69,24 @@ class Step:
         self._watch = watch or Stopwatch(world.device)
         self._exact = settings.reproducible == "exact"
         self._on_cuda = world.device.type == "cuda"
-        self._bf16 = uses_bf16(settings, world.device)
+        # What all can: factors of two precisions, and layers that go two ways, do not come together.
+        self.bf16 = bool(exchange.least(int(uses_bf16(settings, world.device)), world))
         self._graphs = settings.compile and self._on_cuda  # CUDA graphs use the memory of their outputs again
-        _choose_kernels(self._exact, self._bf16)
+        _choose_kernels(self._exact, self.bf16)
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._statistics = Statistics(net, world)
+        wanted, ways = (
+            wire.ways(settings, net.classes, world.size, self.bf16, alike) for alike in (True, exchange.alike(world))
+        )
+        self.unlike = ways != wanted
+        apart = [name for name, way in ways.items() if way == "factors"]
+        self._factors = Factors(net, apart, world, settings.compile) if apart else None
         self.micro_batch = self._fitting()
         self.first_seconds: float | None = None
         started = time.monotonic()
         if settings.compile:
             self._compile()
         self.compile_seconds = time.monotonic() - started
-        ways = wire.ways(settings, net.classes, world.size, self._bf16)
-        apart = [name for name, way in ways.items() if way == "factors"]
-        self._factors = Factors(net, apart, world, settings.compile) if apart else None
         by_tree = [p for name, p in net.named_parameters() if p.requires_grad and name.rpartition(".")[0] not in apart]
         self._by_tree = by_tree if self._exact else []
         bf16_sums = settings.exchange_precision == "bf16"
@@ -198,10 +204,10 @@ class Step:
 
     def _laid_out(self, images: Tensor) -> Tensor:
         """As the net's convolutions take them, copied once instead of for the layout and for the precision each."""
-        return images.to(torch.bfloat16 if self._bf16 else torch.float32, memory_format=torch.channels_last)
+        return images.to(torch.bfloat16 if self.bf16 else torch.float32, memory_format=torch.channels_last)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._world.device.type, torch.bfloat16, enabled=self._bf16)
+        return torch.autocast(self._world.device.type, torch.bfloat16, enabled=self.bf16)
 
     def _clear(self) -> None:
         for parameter in self._net.parameters():
@@ -230,7 +236,7 @@ class Step:
         self._statistics.begin()
         expected = self._example_gradients()
         self._net.compile(mode="reduce-overhead" if self._on_cuda else "default")
-        tolerance = _COMPILED_TOLERANCE_BF16 if self._bf16 else _COMPILED_TOLERANCE
+        tolerance = _COMPILED_TOLERANCE_BF16 if self.bf16 else _COMPILED_TOLERANCE
         for name, gradient in self._example_gradients().items():
             distance = torch.linalg.vector_norm(gradient - expected[name])
             if not distance <= tolerance * torch.linalg.vector_norm(expected[name]):

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cluster import init, optimise, torchrun, traffic
+from cluster.layers import FC
 from cluster.settings import StageSettings
 from cluster.step import Step
 from cluster.stopwatch import Stopwatch
@@ -27,7 +28,6 @@ T = TypeVar("T")
 Take = Callable[[], None]
 
 ALONE = "alone"  # the turn of each worker by itself, with as many images as it has of the batch
-FC = ("fc1", "fc2", "fc3")
 
 
 class Task(torchrun.Task):
@@ -59,9 +59,7 @@ class Answer:
 def run(task: Task, world: World, sent: Callable[[], int] = traffic.by_connections) -> Answer:
     """Every worker calls it. `sent`: counts bytes."""
     s = task.settings
-    net = VGG(s.net, task.classes, s.input_size, s.width, s.dropout, s.batch_norm)
-    init.randomise(net, s.init.random, s.init.std, s.seed)
-    net = net.to(world.device)
+    net = init.random_net(s, task.classes).to(world.device)
     nets = {name: sharing(net) for name in (ALONE, *task.ways)}
     takes = {name: taking(nets[name], world, s.model_copy(update=way)) for name, way in task.ways.items()}
     takes[ALONE] = taking(nets[ALONE], *_by_itself(world, s))
@@ -91,17 +89,22 @@ def in_turns(takes: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, lis
 
 
 def timed(take: Take, world: World, sent: Callable[[], int]) -> Turn:
+    """Bytes are counted when all workers are done: until then some of this one's may lie in queues."""
     world.meet()
     before, start = sent(), time.perf_counter()
     take()
     if world.device.type == "cuda":
         torch.cuda.synchronize(world.device)
-    seconds, count = time.perf_counter() - start, sent() - before
+    seconds = time.perf_counter() - start
+    world.meet()
+    count = sent() - before
     return Turn(largest(seconds, world), mean(count, world))
 
 
 def sharing(net: VGG) -> VGG:
-    """Another net with the same weights, in the same memory, as long as nobody lays them out anew."""
+    """Another net with the same weights, in the same memory. Both are laid out as Step has them, so that it has nothing
+    to lay out anew."""
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with torch.device("meta"):
         other = VGG(net.net, net.classes, net.input_size, net.width, net.dropout.p, net.batch_norm)
     other.load_state_dict(net.state_dict(), assign=True)

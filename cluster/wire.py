@@ -34,11 +34,14 @@ class Sent:
     ddp_bytes: float
 
 
-def ways(s: StageSettings, classes: int, workers: int, bf16: bool) -> dict[str, Way]:
-    """Of each layer that is trained. `bf16`: the precision that is computed in, and that factors have.
+def ways(s: StageSettings, classes: int, workers: int, bf16: bool, alike: bool = True) -> dict[str, Way]:
+    """Of each layer that is trained. `bf16`: the precision that is computed in, and that factors have. `alike`: all
+    workers multiply to the same bits; where they do not, factors are taken only if they are asked for.
 
     Of exact training, whose sums are to be the same for any number of workers, it is that of many workers.
     """
+    if not alike and s.exchange == "auto":
+        s = s.model_copy(update={"exchange": "ddp"})
     return {layer.name: _way(layer, s, workers, bf16) for layer in _trained(s, classes)}
 
 
@@ -82,7 +85,7 @@ def _reduced_bytes(layer: Layer, s: StageSettings, workers: int) -> float:
 
 
 def _reduced_number(s: StageSettings) -> int:
-    return BF16_BYTES if s.exchange_precision == "bf16" and s.reproducible != "exact" else FLOAT_BYTES
+    return BF16_BYTES if s.exchange_precision == "bf16" else FLOAT_BYTES
 
 
 def _factor_bytes(bf16: bool) -> int:

@@ -44,11 +44,18 @@ def exchanges(stages: Mapping[str, StageSettings], classes: int, workers: int, g
 
 
 def _of(s: StageSettings, classes: int, workers: int, gpus: int | None) -> Exchange:
-    bf16, assumed = computes_in_bf16(s, gpus), s.precision == "auto" and gpus != 0 and s.exchange != "ddp"
+    bf16 = computes_in_bf16(s, gpus)
+    assumed = (
+        s.precision == "auto" and gpus != 0 and any(_by_factors(s, classes, workers, way) for way in (True, False))
+    )
     plain = s.model_copy(update={"exchange": "ddp", "exchange_precision": "float32", "reproducible": "fast"})
     plain_bytes = sum(layer.bytes for layer in wire.sent(plain, classes, workers, bf16))
     statistics, layers = estimate.statistics_bytes(s, classes, workers), wire.sent(s, classes, workers, bf16)
     return Exchange((), (), bf16, assumed, tuple(layers), statistics, plain_bytes)
+
+
+def _by_factors(s: StageSettings, classes: int, workers: int, bf16: bool) -> bool:
+    return "factors" in wire.ways(s, classes, workers, bf16).values()
 
 
 def _in(each: Exchange, names: Sequence[str], stages: Mapping[str, StageSettings]) -> Exchange:

@@ -103,7 +103,7 @@ def _exchange(each: Exchange) -> str:
     """By the names of convolutions; neighbours that send as much are told of together."""
     sums, factors = ([layer for layer in each.layers if layer.way == way] for way in ("ddp", "factors"))
     runs = [list(run) for _, run in groupby(sums, lambda layer: layer.bytes)]
-    parts = [", ".join(map(_run, runs))] * bool(runs)
+    parts = ["as sums " + ", ".join(map(_run, runs))] * bool(runs)
     parts += [f"as factors in {'bf16' if each.bf16 else 'float32'} {', '.join(map(_layer, factors))}"] * bool(factors)
     parts += [f"statistics {scaled(each.statistics_bytes, 'B')}"] * bool(each.statistics_bytes)
     whole, plain = scaled(each.bytes, "B"), scaled(each.plain_bytes, "B")

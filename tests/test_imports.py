@@ -40,7 +40,7 @@ HOMES = {
     "psutil": {"cluster/system.py", "cluster/leave.py"},
     "pynvml": {"cluster/system.py"},
     "safetensors": {"cluster/foreign.py"},
-    "yaml": {"jobs/document.py", "jobs/schema.py", "k8s/values.py", "benchmarks/gpu_chain.py"},
+    "yaml": {"jobs/document.py", "jobs/schema.py", "k8s/values.py"},
     "numba": {"pipelines/resample.py"},
     "matplotlib": {
         "pipelines/figures.py",

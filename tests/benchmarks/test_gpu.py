@@ -1,35 +1,65 @@
 """The parts of the GPU benchmark, small and on the CPU: their code runs, and what they compare is equal."""
 
-import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import gpu_right, gpu_step, report, right_input
+from benchmarks import gpu_input, gpu_right, gpu_step, report, right_exchange, right_input
 from benchmarks.loops import Case
 from benchmarks.report import Findings, Report
 from benchmarks.setting import Setting
-
-
-@pytest.fixture
-def setting(tmp_path: Path) -> Setting:
-    torch.set_num_threads(1)
-    return Setting(torch.device("cpu"), True, tmp_path, None, time.monotonic() + 600, Report(tmp_path / "part.jsonl"))
+from cluster import torchrun, turns
+from cluster.factors import Factors
+from cluster.world import World
 
 
 def found(setting: Setting) -> Findings:
-    return report.read(setting.folder / "part.jsonl")
+    return report.read(setting.folder / "report.jsonl")
 
 
 def test_what_is_to_be_right_is_so_on_the_cpu(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(right_input, "check", lambda setting: None)  # of a test of its own
+    monkeypatch.setattr(right_exchange, "check_many", lambda setting: None)  # the same
     gpu_right.run(setting)
     findings = found(setting)
     assert findings.error is None
     assert findings.passed, [check for check in findings.checks if not check.passed]
     assert len(findings.checks) >= 25
     assert len(findings.tables[gpu_right._LAYERS]) == 16
+
+
+def test_gradients_of_several_workers_are_compared(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the starting of workers, which `verydeep bench exchange` has a test of."""
+
+    def run(program: str, task: torchrun.Task, workers: int, folder: Path) -> dict[str, object]:
+        assert isinstance(task, turns.Task)
+        assert (program, workers) == ("cluster.turns", 2)
+        assert task.settings.batch % workers == 1
+        return {"differences": asdict(turns.run(task, World.single()))["differences"]}
+
+    monkeypatch.setattr(torchrun, "run", run)
+    right_exchange.check_many(setting)
+    (check,) = found(setting).checks
+    assert (check.value, check.most) == (0, 1e-6)
+    monkeypatch.setattr(torchrun, "run", lambda *_: {"differences": {"factors": float("nan")}})
+    right_exchange.check_many(setting)
+    assert [check.passed for check in found(setting).checks] == [True, False]
+
+
+def test_a_wrong_factor_is_told_of(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if a gathering lost an image."""
+    gathered = Factors.gathered
+
+    def losing(self: Factors, own: torch.Tensor) -> object:
+        own[-1] = 0
+        return gathered(self, own)
+
+    monkeypatch.setattr(Factors, "gathered", losing)
+    right_exchange.check(setting)
+    checks = found(setting).checks
+    assert [check.passed for check in checks] == [False, False]
 
 
 def test_a_wrong_net_is_told_of(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,6 +76,7 @@ def test_a_wrong_net_is_told_of(setting: Setting, monkeypatch: pytest.MonkeyPatc
 
 
 def test_steps_of_all_kinds_run(setting: Setting) -> None:
+    Report(setting.folder / "input.jsonl").row(gpu_input._BEST, images_per_second=50.0)
     gpu_step.run(setting)
     findings = found(setting)
     assert findings.error is None
@@ -54,6 +85,9 @@ def test_steps_of_all_kinds_run(setting: Setting) -> None:
     assert len(rows) == 21
     assert all(row["images_per_second"] for row in rows)
     assert {row["what"] for row in rows} == {"bare", "Step"}
+    (step,) = (row for row in rows if (row["what"], row["net"], row["how"]) == ("Step", "D", "channels last, eager"))
+    (judged,) = (check for check in findings.checks if check.name.startswith("images a second of the input alone"))
+    assert judged.value == pytest.approx(50 / step["images_per_second"])  # type: ignore[operator]
 
 
 def test_running_out_of_memory_is_a_row(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,7 @@ from cluster import wire
 from cluster.turns import ALONE, Turn
 from pipelines.errors import BenchError
 
-REFUSAL = namespaces.refusal()
-needs_links = pytest.mark.skipif(REFUSAL is not None, reason=REFUSAL or "")
+needs_links = pytest.mark.usefixtures("can_be_linked")
 
 SENT = 4_000_000
 # Worker 1 connects to worker 0. Each sends and takes as much at once, and prints seconds and what the kernel counts.
@@ -57,6 +56,13 @@ def namespaces_here() -> list[str]:
     return [line.split()[0] for line in done.stdout.splitlines()]
 
 
+@pytest.fixture(scope="session")
+def can_be_linked() -> None:
+    """Where it cannot be tried, the reason is that of the program itself."""
+    if (reason := namespaces.refusal()) is not None:
+        pytest.skip(reason)
+
+
 @pytest.fixture
 def made() -> Iterator[Links]:
     with namespaces.links(2) as found:
@@ -82,17 +88,16 @@ def test_links_have_the_bandwidth_that_is_asked_for_and_their_bytes_are_counted(
 
 @needs_links
 def test_nothing_is_left_when_a_worker_fails(tmp_path: Path) -> None:
-    before = namespaces_here()
     program = "import os, time; time.sleep(600) if os.environ['RANK'] == '0' else None; raise ValueError('no')"
 
     def fail() -> None:
         with namespaces.links(2) as made:
-            assert set(namespaces_here()) - set(before) == {made.namespace(0), made.namespace(1), made.bridge}
+            assert set(left_by(os.getpid())) == {made.namespace(0), made.namespace(1), made.bridge}
             network.run_workers(made, [sys.executable, "-c", program], tmp_path)
 
     with pytest.raises(BenchError, match=r"worker 1: ValueError: no"):
         fail()
-    assert namespaces_here() == before
+    assert not left_by(os.getpid())
 
 
 @needs_links
@@ -100,26 +105,33 @@ def test_nothing_is_left_when_it_is_stopped(tmp_path: Path) -> None:
     """By Ctrl-C, or by whatever limits its time; two at once, that do not disturb one another."""
     signals = (signal.SIGINT, signal.SIGTERM)
     running = [stoppable(tmp_path / each.name) for each in signals]
-    for each, process in zip(signals, running, strict=True):
-        folder = tmp_path / each.name
-        until = time.monotonic() + 60
-        while not list(folder.glob("verydeep-network-*/1.log")) and time.monotonic() < until:
-            time.sleep(0.02)  # until both workers have been started
-        assert len(left_by(process)) == 3
-        process.send_signal(each)
-        assert process.wait(60) == 128 + each
-        assert not left_by(process)
-        assert not list(folder.iterdir())
+    try:
+        for each, process in zip(signals, running, strict=True):
+            folder = tmp_path / each.name
+            until = time.monotonic() + 60
+            while not list(folder.glob("verydeep-network-*/1.log")) and time.monotonic() < until:
+                time.sleep(0.02)  # until both workers have been started
+            assert len(left_by(process.pid)) == 3
+            process.send_signal(each)
+            assert process.wait(60) == 128 + each
+            assert not left_by(process.pid)
+            assert not list(folder.iterdir())
+    finally:
+        for process in running:
+            process.terminate()
+            process.wait(60)
 
 
 def stoppable(folder: Path) -> "subprocess.Popen[bytes]":
+    """As a job that a shell has put into the background, which is to ignore Ctrl-C unless it says otherwise."""
     folder.mkdir()
-    command = [sys.executable, "-m", "benchmarks.network", "--rehearse", "--gbit", "1", "--rounds", "1000"]
-    return subprocess.Popen(command, env={**os.environ, "TMPDIR": str(folder)}, stderr=subprocess.DEVNULL)
+    shell = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"]
+    program = [sys.executable, "-m", "benchmarks.network", "--rehearse", "--gbit", "1", "--rounds", "1000"]
+    return subprocess.Popen([*shell, *program], env={**os.environ, "TMPDIR": str(folder)}, stderr=subprocess.DEVNULL)
 
 
-def left_by(process: "subprocess.Popen[bytes]") -> list[str]:
-    return [name for name in namespaces_here() if name.startswith(f"verydeep-{process.pid}-")]
+def left_by(pid: int) -> list[str]:
+    return [name for name in namespaces_here() if name.startswith(f"verydeep-{pid}-")]
 
 
 @needs_links
@@ -186,10 +198,22 @@ def test_gradients_are_made_up_last_layer_first_and_of_their_shapes() -> None:
     order: list[str] = []
     for name, parameter in net.named_parameters():
         parameter.register_post_accumulate_grad_hook(lambda _, name=name: order.append(name.partition(".")[0]))
-    exchanges.Shaped(net)({}).backward()
+    exchanges.Shaped(net, exchanges.filled(net))({}).backward()
     assert all(p.grad is not None and p.grad.shape == p.shape and bool((p.grad == 0.5).all()) for p in net.parameters())
     layers = [name.partition(".")[0] for name, _ in net.named_parameters()][::2]
     assert list(dict.fromkeys(order)) == layers[::-1]
+
+
+def test_handing_gradients_out_makes_none() -> None:
+    """What takes time in an exchange is not that they are made, or copied before they are sent."""
+    net = exchanges.VGG("A", 10, 32, 0.05)
+    gradients = exchanges.filled(net)
+    shaped = exchanges.Shaped(net, gradients)
+    for _ in range(2):
+        shaped.zero_grad(set_to_none=True)
+        shaped({}).backward()
+    found = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+    assert {name: grad.data_ptr() for name, grad in found.items()} == {n: g.data_ptr() for n, g in gradients.items()}
 
 
 def test_without_root_or_programs_it_is_skipped_with_a_reason(

@@ -1,5 +1,6 @@
 """Gradients out of factors: those of the whole batch on one worker, in float64, however shares and pieces are cut."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,13 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cluster import exchange, optimise
+from cluster import checkpoint, exchange, optimise, wire
+from cluster import factors as cluster_factors
+from cluster import step as cluster_step
+from cluster.attempt import Stage
 from cluster.factors import Factors
 from cluster.step import Step
+from cluster.train import train
 from cluster.vgg import VGG
 from cluster.world import World
+from pipelines.errors import TrainingError
+from pipelines.location import Location
 from tests.cluster.groups import together
 from tests.cluster.test_step import IMAGES, LABELS, ORDER, net, settings, share
+from tests.cluster.test_train import settings as stage_settings
 
 FC = ("fc1", "fc2", "fc3")
 CASES: dict[str, dict[str, Any]] = {
@@ -23,11 +31,13 @@ CASES: dict[str, dict[str, Any]] = {
     "frozen": {"freeze": ["features", "fc2"], "init": {"from": "x"}},
     "one layer": {"freeze": ["features", "fc1", "fc3"], "init": {"from": "x"}},
     "exact": {"reproducible": "exact"},
+    "exact, frozen": {"reproducible": "exact", "freeze": ["features"], "init": {"from": "x"}},
     "norm": {"batch_norm": True},
     "bf16": {"precision": "bf16"},
     "bf16 sums": {"exchange_precision": "bf16"},
     "bf16 sums by ddp": {"exchange": "ddp", "exchange_precision": "bf16"},
 }  # fmt: skip
+POWERS = "takes a power of two of workers"
 FLOAT32 = [name for name in CASES if not name.startswith("bf16")]
 
 
@@ -60,14 +70,14 @@ def worlds() -> dict[int, list[dict[str, Any]]]:
 
 
 def relative(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm().detach() / b.norm())
+    return float(((a - b).norm() / b.norm()).detach())
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
 @pytest.mark.parametrize("case", FLOAT32)
 def test_both_ways_give_the_same_gradients(worlds: dict[int, list[dict[str, Any]]], size: int, case: str) -> None:
     if case not in worlds[size][0]:
-        pytest.skip("takes a power of two of workers")
+        pytest.skip(POWERS)
     trained = {p for p, _ in net(settings(**CASES[case])).named_parameters()}
     for step in (1, 6):
         both = worlds[size][0][case]["factors", step], worlds[size][0][case]["ddp", step]
@@ -79,7 +89,9 @@ def test_both_ways_give_the_same_gradients(worlds: dict[int, list[dict[str, Any]
 @pytest.mark.parametrize("size", [2, 3, 4])
 @pytest.mark.parametrize("case", CASES)
 def test_all_workers_come_to_the_same_bits(worlds: dict[int, list[dict[str, Any]]], size: int, case: str) -> None:
-    first, *others = (worker.get(case, {}) for worker in worlds[size])
+    if case not in worlds[size][0]:
+        pytest.skip(POWERS)
+    first, *others = (worker[case] for worker in worlds[size])
     for other in others:
         for key, expected in first.items():
             assert all(torch.equal(other[key][name], expected[name]) for name in expected), key
@@ -131,28 +143,34 @@ def test_factors_in_bf16_are_multiplied_in_float32() -> None:
     assert relative(model.fc2.bias.grad, gradient.double().sum(0)) < 1e-6
 
 
-def test_a_compiled_net_hands_in_the_same_factors() -> None:
-    """Traced, without the compilers that come after it; in two pieces, twice."""
-    s = settings(dropout=0.5)
-    keys = torch.arange(22)
-    gradients = []
+class Traced(VGG):
+    """Is compiled as far as torch.compile traces it, without the compilers that come after it, which take minutes."""
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        super().compile(backend="eager")
+
+
+@pytest.mark.parametrize("way", [{"micro_batch": 11}, {"reproducible": "exact", "virtual_shards": 2}])
+def test_a_compiled_net_has_the_same_gradients_and_is_compiled_but_once(
+    way: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of fully-connected layers by factors, even of a single worker."""
+    monkeypatch.setattr(wire, "ways", lambda s, *_: dict.fromkeys(FC, "factors"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    found, graphs = [], []
     for compiled in (False, True):
-        model = net(s).train()
-        factors = Factors(model, FC, World.single(), compiled)
-        if compiled:
-            model.compile(backend="eager")
-        for _ in range(2):
-            model.zero_grad()
-            factors.begin([22])
-            for piece in (slice(0, 11), slice(11, 22)):
-                scores = model(IMAGES[piece], keys[piece])
-                if piece.stop == 22:
-                    factors.last()
-                F.cross_entropy(scores, LABELS[piece], reduction="sum").backward()
-            factors.settle(22)
-        gradients.append({name: p.grad for name, p in model.named_parameters()})
-    for name, expected in gradients[0].items():
-        assert relative(gradients[1][name], expected) < 1e-5, name
+        s = settings(compile=compiled, **way)
+        model = Traced("A", 4, 32, 0.05) if compiled else net(s)
+        model.load_state_dict(net(s).state_dict())
+        step = Step(model, World.single(), s, ORDER)
+        for t in range(2):
+            step.gradients(share(t, World.single()), t)
+            graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        found.append({name: p.grad for name, p in model.named_parameters()})
+    assert graphs[1] == 0 < graphs[2] == graphs[3]
+    for name, expected in found[0].items():
+        assert relative(found[1][name], expected) < 1e-5, name
 
 
 def test_names_of_parameters_and_scores_stay_as_they_were() -> None:
@@ -204,3 +222,51 @@ def test_so_they_are_by_the_sums_that_a_gpu_makes() -> None:
     assert len(set(found)) == 4
     counts = torch.tensor(5)
     assert int(exchange._hashed_on_device(counts)) != int(exchange._hashed_on_device(counts + 1))
+
+
+def mixed(world: World) -> dict[str, Any]:
+    """Worker 1 has another kind of device, and cannot compute in bf16."""
+    kind, bf16 = exchange._kind, cluster_step.uses_bf16
+    exchange._kind = lambda world: f"{kind(world)} {world.rank}"
+    cluster_step.uses_bf16 = lambda *_: world.rank == 0
+    found = {}
+    for way in ("auto", "factors"):
+        model, s = net(settings()), settings(exchange=way)
+        step = Step(model, world, s, ORDER)
+        step.gradients(share(0, world), 0)
+        found[way] = (step.unlike, step.bf16, {name: p.grad for name, p in model.named_parameters()})
+    exchange._kind, cluster_step.uses_bf16 = kind, bf16
+    model = net(settings())
+    Step(model, world, settings(exchange="ddp"), ORDER).gradients(share(0, world), 0)
+    return {**found, "ddp": {name: p.grad for name, p in model.named_parameters()}}
+
+
+def test_workers_of_two_kinds_go_one_way_in_one_precision() -> None:
+    for found in together(2, mixed):
+        assert found["auto"][:2] == (True, False)
+        assert found["factors"][:2] == (False, False), "since they are asked for"
+        for name, expected in found["ddp"].items():
+            assert torch.equal(found["auto"][2][name], expected)
+            assert relative(found["factors"][2][name], expected) < 1e-5
+
+
+def unlike(world: World, stage: Stage) -> str:
+    """Worker 1 multiplies as another kind of GPU might."""
+    if world.rank == 1:
+        multiply = cluster_factors._product
+        cluster_factors._product = lambda gradients, x: multiply(gradients, x) * (1 + 1e-6)
+    with pytest.raises(TrainingError) as caught:
+        train(stage, world, lambda record: None)
+    return str(caught.value)
+
+
+def test_workers_that_come_apart_end_training_with_the_layer_and_the_place(
+    digits: tuple[str, str], tmp_path: Path
+) -> None:
+    stage = Stage("a", stage_settings(epochs=1), *digits, str(tmp_path))
+    for line in together(2, unlike, stage):
+        assert line == (
+            "the workers' weights differ (fc2.weight) in epoch 1 before step 3: their devices, libraries or "
+            "numbers of threads may not be alike, without which `exchange: ddp` can do. Checkpoints of before are kept"
+        )
+    assert checkpoint.newest(Location.of(tmp_path)) is None

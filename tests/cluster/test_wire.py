@@ -74,5 +74,5 @@ def test_sums_in_bf16_take_half_and_exact_ones_go_along_a_tree() -> None:
     ddp = sum(each.bytes for each in wire.sent(settings(exchange="ddp"), 1000, 4, False))
     half = sum(each.bytes for each in wire.sent(settings(exchange="ddp", exchange_precision="bf16"), 1000, 4, False))
     assert half == ddp / 2
-    exact = settings(exchange="ddp", exchange_precision="bf16", reproducible="exact")
+    exact = settings(exchange="ddp", reproducible="exact")
     assert sum(each.bytes for each in wire.sent(exact, 1000, 4, False)) == 2 * 4 * 138_357_544

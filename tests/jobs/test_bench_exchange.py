@@ -115,10 +115,13 @@ def test_all_workers_tell_of_the_slowest_ones_seconds() -> None:
 
 
 def test_nets_that_share_weights_take_their_memory_once() -> None:
+    """Whatever Step does to them."""
     s = settings(batch_norm=True)
     plain = net(s)
     other = turns.sharing(plain)
     assert other.batch_norm
+    for each in (plain, other):
+        turns.taking(each, World.single(), s)()
     for name, parameter in plain.named_parameters():
         assert other.get_parameter(name) is not parameter
         assert other.get_parameter(name).data_ptr() == parameter.data_ptr()

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from cluster import checkpoint
+from cluster.settings import StageSettings
 from cluster.train import Stage, train
 from cluster.world import World
-from jobs import schema
+from jobs import fingerprint, schema
 from jobs.check import check
 from jobs.cli import main
 from pipelines import sources
@@ -98,6 +99,10 @@ def test_a_stages_key_changes_with_what_determines_it_and_with_nothing_else(
         "train.recipe=torchvision", "stages.a.recipe=torchvision", "stages.a.step.every=7"
     )
     assert key("train.recipe=torchvision") not in different
+    assert key("train.exchange=ddp") == key("train.exchange=factors") == key()
+    assert key("train.exchange_precision=bf16") not in different | {key()}
+    exact = [key("train.reproducible=exact", f"train.exchange={way}") for way in ("auto", "ddp", "factors")]
+    assert len({*different, *exact}) == 7, "bits depend on it"
     other = key(f"data.val={digits[0]}")
     assert other not in different
 
@@ -127,3 +132,18 @@ def test_a_stage_may_start_from_torchvisions_files(
     assert key(10, ", except: [fc1]") not in keys
     (tmp_path / "10.pth").write_text("no net")
     assert "10.pth: neither a checkpoint nor another file of a net" in told(job(10), capsys)
+
+
+@pytest.mark.parametrize(
+    ("how", "key"),
+    [
+        ({}, "e46dc25952075813a998113b9368f0fb964695f450b3d54860840446d0435297"),
+        (
+            {"reproducible": "exact", "exchange": "ddp"},
+            "317f7a400ce7bb53ceff87d0348497af01f602dae31b0ac4152cf1fb36b2b080",
+        ),
+    ],
+)
+def test_stages_from_before_there_were_ways_of_exchange_are_known_again(how: dict[str, str], key: str) -> None:
+    settings = StageSettings.model_validate({"net": "D", "scale": 256, **how}).model_dump(by_alias=True, mode="json")
+    assert fingerprint.key(fingerprint.content(settings, "t", "v", None)) == key

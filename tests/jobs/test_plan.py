@@ -91,15 +91,16 @@ in all                        10     60  4.65 k  33.2 G  {all:>7}  10.7 MB  6.14
 
 All of it at most: a stage may end before its last epoch, where its schedule says so.
 sent: gradients, by each of the 2 workers to others; 21.5 MB by all of them.
-a step of A (a): 167 kB, by plain DDP 295 kB; conv1_1 336 B, conv2_1 672 B, conv3_1 2.86 kB, conv3_2
-    6.14 kB, conv4_1 12.3 kB, conv4_2 conv5_1 conv5_2 each 24.4 kB, fc1 22.1 kB, fc3 8.24 kB; as
-    factors in float32 fc2 41.0 kB.
-a step of B (b): 169 kB, by plain DDP 297 kB; conv1_1 conv1_2 each 336 B, conv2_1 672 B, conv2_2
-    1.32 kB, conv3_1 2.86 kB, conv3_2 6.14 kB, conv4_1 12.3 kB, conv4_2 conv5_1 conv5_2 each 24.4
-    kB, fc1 22.1 kB, fc3 8.24 kB; as factors in float32 fc2 41.0 kB.
-a step of D (d): 224 kB, by plain DDP 352 kB; conv1_1 conv1_2 each 336 B, conv2_1 672 B, conv2_2
-    1.32 kB, conv3_1 2.86 kB, conv3_2 conv3_3 each 6.14 kB, conv4_1 12.3 kB, conv4_2 conv4_3 conv5_1
-    conv5_2 conv5_3 each 24.4 kB, fc1 22.1 kB, fc3 8.24 kB; as factors in float32 fc2 41.0 kB.
+a step of A (a): 167 kB, by plain DDP 295 kB; as sums conv1_1 336 B, conv2_1 672 B, conv3_1 2.86 kB,
+    conv3_2 6.14 kB, conv4_1 12.3 kB, conv4_2 conv5_1 conv5_2 each 24.4 kB, fc1 22.1 kB, fc3 8.24
+    kB; as factors in float32 fc2 41.0 kB.
+a step of B (b): 169 kB, by plain DDP 297 kB; as sums conv1_1 conv1_2 each 336 B, conv2_1 672 B,
+    conv2_2 1.32 kB, conv3_1 2.86 kB, conv3_2 6.14 kB, conv4_1 12.3 kB, conv4_2 conv5_1 conv5_2 each
+    24.4 kB, fc1 22.1 kB, fc3 8.24 kB; as factors in float32 fc2 41.0 kB.
+a step of D (d): 224 kB, by plain DDP 352 kB; as sums conv1_1 conv1_2 each 336 B, conv2_1 672 B,
+    conv2_2 1.32 kB, conv3_1 2.86 kB, conv3_2 conv3_3 each 6.14 kB, conv4_1 12.3 kB, conv4_2 conv4_3
+    conv5_1 conv5_2 conv5_3 each 24.4 kB, fc1 22.1 kB, fc3 8.24 kB; as factors in float32 fc2 41.0
+    kB.
 factors: taken to be in float32, since the job does not say whether there are GPUs
     (gpus_per_worker); of those that compute in bf16 they are half as large.
 saved: checkpoints; 8 of them, 4.95 MB, stay on the storage.

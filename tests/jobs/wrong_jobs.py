@@ -56,6 +56,13 @@ ERRORS = [
         ],
     ),
     (
+        "epochs: 1",
+        "epochs: 1, reproducible: exact, exchange_precision: bf16",
+        [
+            "job.yaml:4:89: train.exchange_precision: sums of exact training are float32's; it does not go with reproducible: exact"
+        ],
+    ),
+    (
         "epochs: 1}}\n",
         "epochs: 1, reproducible: exact}}\ncluster: {{workers: 3}}\n",
         [

@@ -87,7 +87,7 @@ def test_where_all_fail_or_nothing_is_left_to_do_the_default_stays(picture_set: 
     damaged = batches_of(damage(picture_set, tmp_path / "train", {3: b"not an image"}))
     done = batches_of(picture_set, first=4)
     for batches, tried in ((damaged, WAYS[1:3]), (done, [])):
-        choice = tune.choose(batches, WAYS[1:3])
+        choice = tune.choose(batches, WAYS[1:3], seconds=60)
         batches.close()
         assert choice.decoding == Decoding()
         assert list(choice.trials) == [Trial(way, 0.0) for way in tried]

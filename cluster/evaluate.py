@@ -22,6 +22,7 @@ from cluster.stopwatch import Stopwatch
 from cluster.table import STRIDE
 from cluster.views import View
 from cluster.world import World
+from pipelines import probe
 from pipelines.augment import Ints
 from pipelines.errors import CheckpointError, DataError, SettingsError, TrainingError
 from pipelines.loader import WholeBatches
@@ -109,9 +110,9 @@ class Viewer:
     def look(self, view: View, rows: range) -> Looked:
         card, dense, seen = self._card, view.mode == "dense", list[Batch]()
         self._watch.read()
-        whole = WholeBatches(
-            self._data, view.scale, card.mean_rgb, card.pixel_std, STRIDE if dense else 1, self._world.seat, rows
-        )
+        seat, stride = self._world.seat, STRIDE if dense else 1
+        decoding = probe.safe(seat.device_id)
+        whole = WholeBatches(self._data, view.scale, card.mean_rgb, card.pixel_std, stride, seat, rows, decoding)
         with closing(whole), torch.inference_mode(), precisely(view.precision, self._world.device):
             images = self._told(whole, seen)
             if dense:

@@ -16,7 +16,7 @@ from cluster.records import Log
 from cluster.settings import StageSettings
 from cluster.step import loss
 from cluster.world import World
-from pipelines import tune
+from pipelines import probe, tune
 from pipelines.augment import Recipe
 from pipelines.decoding import Decoding
 from pipelines.errors import TrainingError
@@ -74,10 +74,11 @@ def _decoding(attempt: Attempt, batches_by: Callable[[Decoding], TrainingBatches
     """For all of the attempt: on a GPU the way that is the fastest on this worker. Where results have to be the same
     bits it is one and the same for all, without JPEG engines: these round otherwise, and which images of a batch they
     take depends on the batch, and so on the number of workers."""
+    safe = probe.safe(attempt.world.seat.device_id)
     if attempt.world.device.type != "cuda" or attempt.stage.settings.reproducible == "exact":
-        return Decoding()
-    with closing(batches_by(Decoding())) as batches:
-        choice = tune.choose(batches)
+        return safe
+    with closing(batches_by(safe)) as batches:
+        choice = tune.choose(batches, safe=safe)
     attempt.tell("decoding", text=str(choice))
     return choice.decoding
 

@@ -19,6 +19,7 @@ from pipelines.loader import Sample, TrainingBatches
 _IMAGES = 512  # different ones, of which batches are made again and again; assumption: enough to be like all others
 _WARM, _TIMED = 3, 8  # batches, beside those that the graph makes ahead
 _SECONDS = 8.0  # after which no other way is tried
+_SAFE = Decoding()
 _GAIN = 1.05  # how many times as fast has to be what is tried later, to be taken
 
 # What takes more of the engines comes first, since it leaves more of the GPU to the net.
@@ -75,25 +76,28 @@ def choose(
     first: Sequence[Decoding] = ON_GPU,
     around: Callable[[Decoding], Sequence[Decoding]] = near,
     seconds: float = _SECONDS,
+    safe: Decoding = _SAFE,
 ) -> Choice:
     """The fastest for these batches, which it looks at the first of: one of `first`, or of what is `around` the best.
 
-    A number of batches is made in each way; after `seconds` no other way is tried, but one is in any case. Raises
-    DataError: the data cannot be read.
+    A number of batches is made in each way; after `seconds` no other way is tried, but one is in any case. `safe`: what
+    it is if none does; only if that decodes windows, others do. Raises DataError: the data cannot be read.
     """
     start = time.monotonic()
-    samples = _Samples(batches)
+    samples = _Samples(batches, safe)
     trials: list[Trial] = []
 
     def attempt(decodings: Sequence[Decoding]) -> None:
         for decoding in decodings if samples.taken else ():
+            if decoding.regions and not safe.regions:
+                continue
             if not trials or time.monotonic() - start < seconds:
                 trials.append(samples.trial(decoding))
 
     attempt(first)
     if (best := _best(trials)) is not None:
         attempt(around(best.decoding))
-    best = _best(trials) or Trial(Decoding(), 0.0)
+    best = _best(trials) or Trial(safe, 0.0)
     taken = time.monotonic() - start
     return Choice(best.decoding, best.images_per_second, taken, tuple(trials), samples.left_out)
 
@@ -103,8 +107,8 @@ class _Samples:
     it, all that are such, whole or by windows, are left out, as training leaves them out later. `left_out`: how many.
     """
 
-    def __init__(self, batches: TrainingBatches) -> None:
-        self._batches = batches
+    def __init__(self, batches: TrainingBatches, safe: Decoding) -> None:
+        self._batches, self._safe = batches, safe
         self.taken = batches.samples(_IMAGES)
         self.left_out = 0
         self._looked = False
@@ -132,7 +136,7 @@ class _Samples:
 
     def _sound(self, sample: Sample) -> Sample:
         step, images = sample
-        for regions in (False, True):
+        for regions in {False, self._safe.regions}:
             images = images.without(self._batches.refused(step, images, Decoding(regions=regions)))
         return step, images
 

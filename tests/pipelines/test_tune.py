@@ -137,3 +137,11 @@ def test_batches_are_the_same_after_trials_and_whatever_was_chosen(picture_set: 
         assert torch.equal(a.images, c.images)
     for batches in (untouched, tried, ahead):
         batches.close()
+
+
+def test_where_windows_are_not_decoded_no_way_tries_them(batches: TrainingBatches) -> None:
+    whole = Decoding(regions=False)
+    choice = tune.choose(batches, [Decoding(), whole, Decoding(depth=3)], seconds=60, safe=whole)
+    assert {trial.decoding.regions for trial in choice.trials} == {False}
+    assert len(choice.trials) == 2, "and with a batch more ahead"
+    assert tune.choose(batches, [Decoding()], seconds=60, safe=whole).decoding == whole

@@ -82,7 +82,7 @@ class Cluster:
         pieces = [viewer(range(data.rows))]
         for view, looked in pieces[0].items():
             seconds = {"seconds": looked.seconds, "net_seconds": looked.net_seconds}
-            named = {"mode": view.mode, "scale": view.scale, "mirror": view.mirror}
+            named = {"mode": view.mode, "scale": view.scale, "mirror": view.mirror, "precision": view.precision}
             self._tell(listen, {"kind": "timed", **named, "images": data.rows, **seconds})
         return assembled(test, nets.look(Location.of(test.checkpoint)), data.manifest, pieces)
 

@@ -32,4 +32,4 @@ def test_what_there_is_no_time_for_is_left_out(setting: Setting) -> None:
     gpu_tests._test(subject, "multi-crop", 1, 2)
     found = report.read(setting.folder / "report.jsonl")
     assert found.tables == {}
-    assert found.left_out == [f"multi-crop in {each}" for each in ("float32", "tf32", "bf16")]
+    assert found.left_out == [f"multi-crop in {each}" for each in gpu_tests._PRECISIONS]

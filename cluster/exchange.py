@@ -18,8 +18,6 @@ from cluster.world import World
 from pipelines.errors import TrainingError
 from pipelines.figures import cpu_model
 
-# PyTorch's own: at 1 Gbit/s none of 1, 5, 25 and 100 MiB was faster beyond what rounds differ (benchmarks/README.md).
-BUCKET_MEGABYTES: int | None = None
 _SPREAD = -7046029254386353131  # 2**64 over the golden ratio, as an int64: Fibonacci hashing
 
 
@@ -28,13 +26,15 @@ def parallel(
     world: World,
     apart: Collection[str] = (),
     bf16: bool = False,
-    bucket_megabytes: int | None = BUCKET_MEGABYTES,
+    bucket_megabytes: int | None = None,
 ) -> nn.Module:
     """`net`, whose gradients are averaged over the workers during the backward pass.
 
     All workers have to have the same weights, see `check_same`; nothing is sent here. `apart`: the layers whose
     gradients are left alone, since `factors` sees to them. `bf16`: gradients are rounded to it, sent and added so.
-    `bucket_megabytes`: of gradients that are sent together; None: PyTorch's own sizes, 1 first and then 25 MiB.
+    `bucket_megabytes`: of gradients that are sent together; None: PyTorch's own sizes, 1 first and then 25 MiB. Of
+    others none was faster on links of 10 and 25 Gbit/s; at 1, by gloo, 1 and 5 MiB were by a tenth
+    (benchmarks/README.md).
     """
     names = [name for name, _ in net.named_parameters()]
     left = [name for name in names if name.rpartition(".")[0] in apart]

@@ -7,9 +7,9 @@ READY  := $(VENV)/.ready
 TORCH  :=
 OF_TORCH := ^(torch|triton|setuptools|cuda-|nvidia-(cu|nccl|nvjitlink|nvshmem|nvtx))
 CONSTRAINTS := $(if $(TORCH),sed -E '/$(OF_TORCH)/d' constraints.txt && echo torch==$(TORCH),cat constraints.txt)
-# Parts that wait for processes now and then, side by side; the first has a Ray that users would start, the second one
+# Parts that wait for processes now and then, side by side; the first has Rays that users and pods start, the second one
 # whose workers are forked, and all tests for which such a Ray is enough.
-JOBS   := tests/jobs/test_ray_job.py
+JOBS   := tests/jobs/test_ray_job.py tests/k8s
 RAY    := tests/cluster $(addprefix tests/jobs/test_,crash.py evaluate.py estimate.py bench_step.py bench_exchange.py)
 OTHERS := tests $(addprefix --ignore=,$(JOBS) $(RAY))
 # Enough to tell whether another Python or torch will do: nets, input, Ray, and a chain that is killed.

@@ -3,6 +3,9 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+N = TypeVar("N", int, float)
 
 
 def new_file(text: str) -> Path:
@@ -22,29 +25,21 @@ def folder(text: str) -> Path:
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text}: is no whole number") from None
-        _check(number, least, most)
-        return number
-
-    return read
+    return _read(int, "no whole number", least, most)
 
 
 def number(least: float, most: float) -> Callable[[str], float]:
-    def read(text: str) -> float:
+    return _read(float, "no number", least, most)
+
+
+def _read(kind: Callable[[str], N], otherwise: str, least: float, most: float) -> Callable[[str], N]:
+    def read(text: str) -> N:
         try:
-            found = float(text)
+            found = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text}: is no number") from None
-        _check(found, least, most)
+            raise argparse.ArgumentTypeError(f"{text}: is {otherwise}") from None
+        if not least <= found <= most:
+            raise argparse.ArgumentTypeError(f"{found:g}: at least {least:g}, at most {most:g}")
         return found
 
     return read
-
-
-def _check(found: float, least: float, most: float) -> None:
-    if not least <= found <= most:
-        raise argparse.ArgumentTypeError(f"{found:g}: at least {least:g}, at most {most:g}")
